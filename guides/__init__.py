@@ -1,0 +1,45 @@
+"""Swappable variational families for Pyro models: one family per site, one line to exchange it.
+
+`Guide(model, batch, weights=MatrixNormal)` is an ordinary Pyro guide for anybody's model. The laws themselves, with
+their closed-form Kullback-Leibler divergences, are in `guides.distributions`.
+"""
+
+from guides import distributions
+from guides.auto import Auto
+from guides.encoders import NormalEncoder
+from guides.guide import Guide, GuideError, data_plate, linear, weight_space
+from guides.weights import (
+    Diagonal,
+    Gamma,
+    LogNormal,
+    LowRank,
+    MatrixNormal,
+    MatrixNormalLowRank,
+    MatrixNormalTril,
+    MeanField,
+    Point,
+    SiteFullRank,
+    Tril,
+)
+
+__all__ = [
+    "Auto",
+    "Diagonal",
+    "Gamma",
+    "Guide",
+    "GuideError",
+    "LogNormal",
+    "LowRank",
+    "MatrixNormal",
+    "MatrixNormalLowRank",
+    "MatrixNormalTril",
+    "MeanField",
+    "NormalEncoder",
+    "Point",
+    "SiteFullRank",
+    "Tril",
+    "data_plate",
+    "distributions",
+    "linear",
+    "weight_space",
+]

@@ -1,0 +1,27 @@
+"""What every experiment needs and no paper owns: data, training, scores, chains, ArviZ, reports."""
+
+from zoo.lab.arviz_bridge import to_arviz
+from zoo.lab.chains import nuts
+from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
+from zoo.lab.data import DataError, Split, Table
+from zoo.lab.training import Fit, NonFiniteLoss, Stage, fit, run, seed
+
+__all__ = [
+    "DataError",
+    "Fit",
+    "MeanFieldOrder",
+    "NonFiniteLoss",
+    "PlateScale",
+    "Split",
+    "Stage",
+    "Table",
+    "TrainingError",
+    "UnmatchedSites",
+    "UnregisteredKL",
+    "check",
+    "fit",
+    "nuts",
+    "run",
+    "seed",
+    "to_arviz",
+]

@@ -1,0 +1,108 @@
+"""What `fit` refuses on the first batch, because Pyro would train it silently wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from guides.guide import DATA, kl_registered
+
+
+class TrainingError(ValueError):
+    """Something that would train silently wrong, or went wrong; the text says how to mend it."""
+
+
+class UnmatchedSites(TrainingError):
+    """Model and guide do not sample the same latent sites."""
+
+
+class PlateScale(TrainingError):
+    """A site is scaled differently in model and guide."""
+
+
+class UnregisteredKL(TrainingError):
+    """The mean-field bound would fall back on sampling, or score an automatic guide wrongly."""
+
+
+class MeanFieldOrder(TrainingError):
+    """The guide samples in another order than the model, where the mean-field bound is wrong."""
+
+
+def check(model: nn.Module, guide: nn.Module, batch: Mapping[str, Any], bound: ELBO) -> int:
+    """Refuse, on one batch, what Pyro would train silently wrong; returns the size N of the data plate (1 if none).
+
+    Raises:
+        UnmatchedSites: a latent site without its counterpart.
+        PlateScale: a site whose plates scale it differently in model and guide.
+        UnregisteredKL, MeanFieldOrder: `TraceMeanField_ELBO` on a guide for which it is not the evidence bound.
+    """
+    with torch.no_grad(), poutine.block():
+        guide_trace = poutine.util.prune_subsample_sites(poutine.trace(guide).get_trace(**batch))
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
+    model_trace = poutine.util.prune_subsample_sites(trace)
+    latents = samples(model_trace, lambda site: not site["is_observed"])
+    guided = samples(guide_trace, lambda site: not site["is_observed"])
+    observed = samples(model_trace, lambda site: site["is_observed"])
+    _check_sites(latents, guided, observed)
+    for name in latents.keys() & guided.keys():
+        _check_scale(name, latents[name], guided[name])
+    if isinstance(bound, TraceMeanField_ELBO):
+        _check_mean_field(latents, guided)
+    sizes = [node["fn"].size for name, node in trace.nodes.items() if name == DATA and node["type"] == "sample"]
+    return sizes[0] if sizes else 1
+
+
+def samples(trace: Any, keep: Callable[[Any], bool]) -> dict[str, Any]:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and keep(site)}
+
+
+def _check_sites(latents: dict[str, Any], guided: dict[str, Any], observed: dict[str, Any]) -> None:
+    missing = [n for n, site in latents.items() if n not in guided and site["infer"].get("enumerate") != "parallel"]
+    if missing:
+        raise UnmatchedSites(f"the guide samples no {missing}: these sites would stay at the prior; give them a family")
+    auxiliary = [name for name, site in guided.items() if site["infer"].get("is_auxiliary")]
+    for name in guided.keys() - latents.keys() - set(auxiliary):
+        why = "which this batch observes" if name in observed else "which the model does not have"
+        raise UnmatchedSites(f"the guide samples {name!r}, {why}")
+
+
+def _check_scale(name: str, model_site: Any, guide_site: Any) -> None:
+    p, q = (torch.as_tensor(site["scale"], dtype=torch.float64) for site in (model_site, guide_site))
+    if p.shape != q.shape or not torch.allclose(p, q):
+        raise PlateScale(
+            f"site {name!r} is scaled by {p.tolist():.6g} in the model and {q.tolist():.6g} in the guide: "
+            "their plates must declare the same size N (guides.data_plate), and a scale around one belongs around both"
+        )
+
+
+def _check_mean_field(latents: dict[str, Any], guided: dict[str, Any]) -> None:
+    auxiliary = [name for name, site in guided.items() if site["infer"].get("is_auxiliary")]
+    if auxiliary:
+        raise UnregisteredKL(
+            f"TraceMeanField_ELBO mis-scores guides with the auxiliary site {auxiliary[0]!r} (automatic guides); "
+            "use Trace_ELBO"
+        )
+    for name, site in guided.items():
+        q, p = site["fn"], latents[name]["fn"]
+        if not kl_registered(q, p):
+            raise UnregisteredKL(
+                f"site {name!r}: no closed-form KL({_kind(q)} || {_kind(p)}), TraceMeanField_ELBO would sample it "
+                "silently; use Trace_ELBO, or register one (torch.distributions.kl.register_kl)"
+            )
+    model_order, guide_order = [n for n in latents if n in guided], list(guided)
+    if model_order != guide_order:
+        raise MeanFieldOrder(
+            f"the guide samples {guide_order}, the model {model_order}: there TraceMeanField_ELBO need not be the "
+            "evidence bound; use Trace_ELBO, or keep the model's order"
+        )
+
+
+def _kind(law: Any) -> str:
+    while hasattr(law, "base_dist") and not hasattr(law, "transforms"):
+        law = law.base_dist
+    return type(law).__name__

@@ -1,0 +1,294 @@
+"""Data frames on their way to tensors: a user's file read, checked and encoded."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from zoo.lab.tables import DataError
+
+SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
+SUFFIXES = (*SEPARATORS, ".parquet")
+
+# A cell must look like one of these, and parse, before its column counts as dates: "10-20" and "1.2.3" do neither.
+_DATE = (
+    r"(?i)\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}( .*)?|\d{1,2}/\d{1,2}/\d{2}( .*)?"
+    r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[ap]m)?|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*\d{4}.*"
+)
+_DATE_KINDS = {"date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period", "interval"}
+_NUMBER_KINDS = {"integer", "floating", "mixed-integer-float", "decimal"}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint with the nearest known word, or an empty string if none is near.
+
+    Example:
+        >>> nearest("yach", ["yacht", "boston"])
+        " (did you mean 'yacht'?)"
+    """
+    near = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A file as a frame with unique, non-empty column names.
+
+    Raises:
+        DataError: the file is missing, of an unknown type or not parseable, or its column names will not do.
+    """
+    suffix = next((ending for ending in SUFFIXES if path.name.lower().endswith(ending)), None)
+    if suffix is None:
+        raise DataError(f"{path}: unknown file type; give one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path")
+    try:
+        return _read_parquet(path) if suffix == ".parquet" else _read_text(path, SEPARATORS[suffix])
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: cannot be parsed as {suffix} ({reason}); check or rewrite the file") from error
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    _check_names(path, pq.read_schema(path).names)
+    frame = pd.read_parquet(path)
+    return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column, an unnamed one a row count
+
+
+def _read_text(path: Path, separator: str) -> pd.DataFrame:
+    # The header is read apart, as text: pandas renames repeated names.
+    header = pd.read_csv(path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str, na_filter=False)
+    names, other = header.iloc[0].tolist(), {",": ";", "\t": ","}[separator]
+    if len(names) == 1 and other in names[0]:
+        raise DataError(f"{path}: cannot be parsed: the separator seems to be {other!r}, not {separator!r}; rewrite it")
+    _check_names(path, names)
+    frame = pd.read_csv(path, sep=separator, skipinitialspace=True, low_memory=False)
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes a surplus cell for a row label
+        raise DataError(f"{path}: cannot be parsed: rows have more cells than the header has names; mend the header")
+    return frame
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if "" in names:
+        place = list(names).index("") + 1
+        raise DataError(f"{path}: column {place} has no name (a saved row index?); name it or drop it")
+    if repeated:
+        raise DataError(f"{path}: duplicate column names: {', '.join(repeated)}; rename them")
+
+
+def select(frame: pd.DataFrame, target: str | None, features: Sequence[str] | None, *, name: str) -> pd.DataFrame:
+    """The feature columns and, last, the target.
+
+    Raises:
+        DataError: a column is unknown, the target is not given or among the features, or no feature is left.
+    """
+    columns = [str(column) for column in frame.columns]
+    if target is None:
+        raise DataError(f"{name}: which column is the target? Give target=NAME, one of: {', '.join(columns)}")
+    chosen = [column for column in columns if column != target] if features is None else list(features)
+    for column in (target, *chosen):
+        if column not in columns:
+            raise DataError(f"{name}: no column {column!r}{nearest(column, columns)}; it has {', '.join(columns)}")
+    if target in chosen:
+        raise DataError(f"{name}: the target {target!r} is also among the features; leave it out there")
+    if not chosen:
+        raise DataError(f"{name}: no feature columns beside the target {target!r}; add some")
+    return frame.set_axis(columns, axis=1)[[*chosen, target]]
+
+
+def check(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse what has no meaning as a number or a category; constant columns are fine.
+
+    Raises:
+        DataError: fewer than 10 rows, date or time columns, missing or infinite cells, or a column of identifiers.
+    """
+    if len(frame) < 10:
+        raise DataError(f"{name}: {len(frame)} rows are too few for a 90/10 split; give 10 or more")
+    dates = [str(column) for column in frame if _is_date(frame[column])]
+    if dates:
+        raise DataError(
+            f"{name}: date or time columns: {', '.join(dates)}; they mean nothing as numbers or categories: "
+            "convert them (to days since a date, month, hour) or drop them"
+        )
+    check_cells(frame, name=name)
+    for column in frame:
+        levels = 0 if is_number(frame[column]) else len(_levels(frame[column]))
+        if levels > min(0.9 * len(frame), 1000):
+            raise DataError(
+                f"{name}: column {str(column)!r} has {levels} distinct levels in {len(frame)} rows: it looks like an "
+                "identifier or free text; drop it"
+            )
+
+
+def check_cells(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse NaN, empty and infinite cells, naming columns and rows (the first data row is 1).
+
+    Raises:
+        DataError: there are such cells.
+    """
+    bad = {str(column): np.flatnonzero(_unusable(frame[column])) + 1 for column in frame}
+    found = [f"{column} (rows {_listed(rows)})" for column, rows in bad.items() if len(rows)]
+    if found:
+        raise DataError(f"{name}: NaN, empty or infinite cells in {_listed(found)}; fill them in or drop the rows")
+
+
+def is_number(column: pd.Series) -> bool:
+    """True if a column's cells are real numbers, false if they are levels (text, booleans, categories)."""
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_bool_dtype(column):
+        return False
+    return pd.api.types.infer_dtype(column, skipna=True) in _NUMBER_KINDS
+
+
+def _is_date(column: pd.Series) -> bool:
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    if kind != "string":
+        return kind in _DATE_KINDS
+    cells = pd.Series(column.dropna().unique(), dtype=object)
+    alike = bool(cells.str.fullmatch(_DATE).all())
+    return alike and bool(pd.to_datetime(cells, errors="coerce", format="mixed").notna().all())
+
+
+def _unusable(column: pd.Series) -> np.ndarray:
+    missing = column.isna().to_numpy(dtype=bool)
+    return missing | np.isinf(_numbers(column)) if is_number(column) else missing
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _listed(items: Sequence[Any] | np.ndarray) -> str:
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(str(item) for item in items[:5]) + more
+
+
+def _levels(column: pd.Series) -> tuple[str, ...]:
+    values = list(pd.unique(column.astype(object)))
+    try:
+        values.sort()
+    except TypeError:  # mixed kinds have no order of their own
+        values.sort(key=str)
+    return tuple(dict.fromkeys(str(value) for value in values))
+
+
+def codes(column: pd.Series, levels: Sequence[str]) -> np.ndarray:
+    """The index of each cell's level, -1 for a level not among them; int64 (n,)."""
+    cells = pd.Index(column.astype(object).map(str), dtype=object)
+    return pd.Index(list(levels), dtype=object).get_indexer(cells).astype(np.int64)
+
+
+def target_tensor(column: pd.Series) -> tuple[Tensor, tuple[str, ...] | None]:
+    """The target and its classes: numbers (n, 1) in their own unit and None, or class indices (n,) and sorted names.
+
+    Numbers are always regression, however few distinct values they have; make them text to mean classes.
+    """
+    if is_number(column):
+        return torch.tensor(_numbers(column)[:, None], dtype=torch.get_default_dtype()), None
+    classes = _levels(column)
+    return torch.as_tensor(codes(column, classes)), classes
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """How feature columns become x: x = (encoded - mean) / sd, fitted on training rows.
+
+    A numeric column is encoded as itself. A categorical one becomes one 0/1 column per training level, left unscaled
+    (mean 0, sd 1), so that a level never seen in training is all zeros.
+
+    Attributes:
+        columns: feature columns of the source, in order.
+        levels: categorical column -> its levels in the training rows, as text.
+        mean: subtracted, shape (D,), float64.
+        sd: divided by, shape (D,), float64; ddof 0, and 1 for a constant column.
+
+    Example:
+        >>> transform = Transform.fit(pd.DataFrame({"age": [1.0, 3.0], "sex": ["f", "m"]}))
+        >>> transform.names
+        ('age', 'sex=f', 'sex=m')
+        >>> transform.apply(pd.DataFrame({"sex": ["m", "?"], "age": [2, 4]})).tolist()
+        [[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]
+    """
+
+    columns: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
+    mean: Tensor
+    sd: Tensor
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame) -> Transform:
+        """Means, standard deviations (ddof 0) and levels of the rows given."""
+        columns = tuple(str(column) for column in frame.columns)
+        levels = {column: _levels(frame[column]) for column in columns if not is_number(frame[column])}
+        blocks = [_encoded(frame[column], levels.get(column)) for column in columns]
+        raw = np.concatenate(blocks, axis=1)
+        fixed = np.repeat([column in levels for column in columns], [block.shape[1] for block in blocks])
+        constant = np.ptp(raw, axis=0) == 0  # by range: rounding leaves some constant columns a tiny deviation
+        mean = np.where(fixed, 0.0, np.where(constant, raw[0], raw.mean(axis=0)))
+        sd = np.where(fixed | constant, 1.0, raw.std(axis=0))
+        return cls(columns, levels, torch.as_tensor(mean), torch.as_tensor(sd))
+
+    @classmethod
+    def rescale(cls, columns: Sequence[str], divisor: float) -> Transform:
+        """Division by a known range instead of standardising, for pixels."""
+        size = len(columns)
+        mean, sd = torch.zeros(size, dtype=torch.float64), torch.full((size,), divisor, dtype=torch.float64)
+        return cls(tuple(columns), {}, mean, sd)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of x: the source's, or `column=level`."""
+        return tuple(
+            name
+            for column in self.columns
+            for name in ([f"{column}={level}" for level in self.levels[column]] if column in self.levels else [column])
+        )
+
+    def apply(self, frame: pd.DataFrame) -> Tensor:
+        """Rows of x, shape (n, D), in torch's default dtype; further columns and a target are ignored.
+
+        Raises:
+            DataError: a column is missing, has unusable cells, or holds text where training had numbers.
+        """
+        missing = [column for column in self.columns if column not in frame]
+        if missing:
+            hint = nearest(missing[0], map(str, frame.columns))
+            raise DataError(f"new rows: no column {_listed(missing)}{hint}; add what is missing")
+        frame = frame[list(self.columns)]
+        check_cells(frame, name="new rows")
+        text = [column for column in self.columns if column not in self.levels and not is_number(frame[column])]
+        if text and len(frame):
+            raise DataError(f"new rows: columns {', '.join(text)} were numbers in training, are text here; mend them")
+        raw = np.concatenate([_encoded(frame[column], self.levels.get(column)) for column in self.columns], axis=1)
+        return torch.as_tensor((raw - self.mean.numpy()) / self.sd.numpy(), dtype=torch.get_default_dtype())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON value; `from_dict` gives the same transform back, bit for bit."""
+        levels = {column: list(names) for column, names in self.levels.items()}
+        return {"columns": list(self.columns), "levels": levels, "mean": self.mean.tolist(), "sd": self.sd.tolist()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Transform:
+        """The transform that `to_dict` described."""
+        levels = {column: tuple(names) for column, names in value["levels"].items()}
+        mean, sd = (torch.tensor(value[key], dtype=torch.float64) for key in ("mean", "sd"))
+        return cls(tuple(value["columns"]), levels, mean, sd)
+
+
+def _encoded(column: pd.Series, levels: Sequence[str] | None) -> np.ndarray:
+    if levels is None:
+        return _numbers(column)[:, None]
+    indicators = np.eye(len(levels) + 1)[:, :-1]  # the last row, reached by code -1, is all zeros
+    return indicators[codes(column, levels)]

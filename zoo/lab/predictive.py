@@ -1,0 +1,145 @@
+"""S joint draws of guide and model, as one vectorised trace: what scores, ArviZ and figures are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from guides import weight_space
+
+ROWS_AT_ONCE = 200_000
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model says of one site that the guide does not sample, for each of S draws.
+
+    Attributes:
+        mean: (S, n, ...) mean of the site's law; class probabilities (S, n, classes) for a categorical site.
+        sample: (S, n, ...) a draw from it.
+        log_prob: (S, n) log-density of the observed value in nats, None where the site is not observed.
+        value: the observed value, or None.
+    """
+
+    mean: Tensor
+    sample: Tensor
+    log_prob: Tensor | None
+    value: Tensor | None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """S coherent draws in weight space.
+
+    Attributes:
+        latents: {site: (S, ...)}.
+        outputs: {site: Output}.
+        lp: (S,) log p(latents, data of this batch), nats, not scaled to the data set.
+        log_q: (S,) log q(latents), nats.
+    """
+
+    latents: dict[str, Tensor]
+    outputs: dict[str, Output]
+    lp: Tensor
+    log_q: Tensor
+
+
+def draw(model: Callable[..., Any], guide: Callable[..., Any], batch: Mapping[str, Any], draws: int) -> Draws:
+    """Draw S times from the guide and run the model on each draw.
+
+    Weights are drawn as such (`guides.weight_space`), so latents, outputs and log-probabilities of one draw belong
+    together. Long batches are cut into chunks of draws.
+    """
+    nesting = _nesting(model, batch)
+    n = max((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim()), default=1)
+    chunk = max(1, ROWS_AT_ONCE // n)
+    sizes = [min(chunk, draws - begun) for begun in range(0, draws, chunk)]
+    return _join([_draw(model, guide, batch, size, nesting) for size in sizes])
+
+
+def condition(model: Callable[..., Any], latents: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Draws:
+    """The same for given draws {site: (S, ...)} of the global latents, for instance of a Markov chain."""
+    nesting = _nesting(model, batch)
+    size = len(next(iter(latents.values())))
+    slots = {name: value.reshape(size, *[1] * nesting, *value.shape[1:]) for name, value in latents.items()}
+
+    def guide(**batch: Any) -> None:
+        for name, value in slots.items():
+            pyro.sample(name, pyro.distributions.Delta(value, event_dim=value.dim() - 1 - nesting))
+
+    return _draw(model, guide, batch, size, nesting)
+
+
+def _nesting(model: Callable[..., Any], batch: Mapping[str, Any]) -> int:
+    with torch.no_grad(), poutine.block():
+        trace = poutine.trace(model).get_trace(**batch)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+
+
+def _draw(model: Any, guide: Any, batch: Mapping[str, Any], size: int, nesting: int) -> Draws:
+    plate = pyro.plate("draws", size, dim=-1 - nesting) if size > 1 else nullcontext()
+    with torch.no_grad(), poutine.block(), weight_space(), plate:
+        guide_trace = poutine.trace(guide).get_trace(**batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
+    q, p = (poutine.util.prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+    q, p = ({name: site for name, site in t.nodes.items() if site["type"] == "sample"} for t in (q, p))
+    latents = {name: _drop_slots(p[name], p[name]["value"], size, nesting) for name in p if name in q}
+    outputs = {name: _output(site, size, nesting) for name, site in p.items() if name not in q}
+    return Draws(latents, outputs, _log_prob(p, size), _log_prob(q, size))
+
+
+def _output(site: dict[str, Any], size: int, nesting: int) -> Output:
+    law = site["fn"]
+    shape = torch.Size([size, *law.batch_shape[-nesting:]] if nesting else [size])
+    with torch.no_grad():
+        law = law.expand(shape if size > 1 else shape[1:])
+        discrete = getattr(law, "has_enumerate_support", False)
+        mean = law.probs if discrete and hasattr(law, "probs") else law.mean
+        sample, log_prob = law.sample(), law.log_prob(site["value"])
+    value = site["value"] if site["is_observed"] else None
+    lead = (lambda t: t.unsqueeze(0)) if size == 1 else (lambda t: t)
+    return Output(lead(mean), lead(sample), lead(log_prob) if site["is_observed"] else None, value)
+
+
+def _drop_slots(site: dict[str, Any], value: Tensor, size: int, nesting: int) -> Tensor:
+    """(S, slots of plates, event) without the slots of plates the site does not stand in."""
+    event = site["fn"].event_dim
+    if size == 1:
+        return value.unsqueeze(0)
+    inside = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    for dim in range(-nesting, 0):
+        if dim not in inside and value.dim() - event >= -dim:
+            value = value.squeeze(dim - event) if value.shape[dim - event] == 1 else value
+    return value
+
+
+def _log_prob(sites: Mapping[str, Any], size: int) -> Tensor:
+    total = torch.zeros(size)
+    for site in sites.values():
+        log_prob = site["fn"].log_prob(site["value"]).detach()
+        total = total + (log_prob.reshape(size, -1).sum(-1) if log_prob.numel() >= size else log_prob.sum())
+    return total
+
+
+def _join(parts: list[Draws]) -> Draws:
+    if len(parts) == 1:
+        return parts[0]
+    latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
+    outputs = {
+        name: Output(
+            torch.cat([part.outputs[name].mean for part in parts]),
+            torch.cat([part.outputs[name].sample for part in parts]),
+            None if out.log_prob is None else torch.cat([part.outputs[name].log_prob for part in parts]),  # type: ignore[misc]
+            out.value,
+        )
+        for name, out in parts[0].outputs.items()
+    }
+    return Draws(latents, outputs, torch.cat([p.lp for p in parts]), torch.cat([p.log_q for p in parts]))

@@ -1,0 +1,261 @@
+"""Training: `fit` for one bound, `run` for training in stages."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from zoo.lab.checks import TrainingError, check, samples
+
+Batch = Mapping[str, Any]
+Batches = Iterable[Batch]
+Callback = Callable[["Fit"], None]
+Step = Callable[[Batch], Tensor]
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss is not finite; the parameters are those before the step."""
+
+
+def seed(value: int) -> None:
+    """Seed torch, numpy and random, as `pyro.set_rng_seed` does."""
+    pyro.set_rng_seed(value)
+
+
+@dataclass
+class Fit:
+    """A trained model/guide pair and how it came about.
+
+    Attributes:
+        losses: the loss at every optimiser step, in nats per datum (the bound divided by the plate's N).
+        valid: mean loss on the validation batches after every epoch, in nats per datum.
+        N: the size of the data plate.
+        seconds: wall time of the training.
+    """
+
+    model: nn.Module
+    guide: nn.Module
+    bound: ELBO
+    N: int = 1
+    losses: list[float] = field(default_factory=list)
+    valid: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def parameters(self) -> int:
+        """Number of variational parameters: those of the guide."""
+        return sum(p.numel() for p in self.guide.parameters())
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        return len(self.losses)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the loss had stopped falling: last tenth against the tenth before, within three standard errors.
+
+        A difference below .001 nats per datum counts as none. Fewer than 100 steps cannot tell, and say False.
+        """
+        if len(self.losses) < 100:
+            return False
+        n = len(self.losses) // 10
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        before, last = losses[-2 * n : -n], losses[-n:]
+        error = math.sqrt(float(before.var() + last.var()) / n)
+        return float(before.mean() - last.mean()) < max(3 * error, 1e-3)
+
+    def elbo(self, batch: Batch, *, particles: int = 100) -> tuple[float, float]:
+        """The bound on a batch in nats for the full data set, and its Monte Carlo standard error over the particles."""
+        loss = self.bound(self.model, self.guide)
+        with torch.no_grad():
+            draws = -torch.stack([loss(**batch).detach() for _ in range(particles)]).double()
+        return float(draws.mean()), float(draws.std() / math.sqrt(particles)) if particles > 1 else math.nan
+
+
+@dataclass
+class Stage:
+    """One phase of training: `step(batch)` returns a loss to descend, or updates by itself and returns one to record.
+
+    Attributes:
+        step: called on every batch; with an optimiser its result (nats per datum) is differentiated.
+        optimiser: steps after each batch; None if `step` does its own updates.
+        scheduler: steps after each optimiser step.
+    """
+
+    name: str
+    step: Step
+    batches: Batches
+    epochs: int
+    optimiser: torch.optim.Optimizer | None = None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    after_step: Callable[[float], None] = lambda loss: None
+    after_epoch: Callable[[], None] = lambda: None
+
+
+def fit(
+    model: nn.Module,
+    guide: nn.Module,
+    batches: Batches,
+    bound: ELBO,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    decay: float = 1.0,
+    optimiser: Callable[..., torch.optim.Optimizer] | None = None,
+    valid: Batches | None = None,
+    callbacks: Sequence[Callback] = (),
+    device: Any = None,
+) -> Fit:
+    """Train guide and model on a bound by stochastic gradients.
+
+    One optimiser runs over all parameters of `bound(model, guide)`; the loss is divided by the plate's N, so learning
+    rates compare across data sets. The first batch is checked by `check`.
+
+    Args:
+        batches: any re-iterable of dicts of tensors: `Table.batches`, or a plain list.
+        bound: a `pyro.infer` ELBO with `differentiable_loss`.
+        lr: learning rate at the start.
+        decay: the rate falls to `decay * lr` along a cosine; 1 keeps it constant.
+        optimiser: `(parameters, lr=) -> torch.optim.Optimizer`; the default is fused Adam.
+        valid: batches on which the loss is recorded after every epoch.
+        callbacks: each is called with the `Fit` after every optimiser step.
+        device: where model, guide and batches are moved to.
+
+    Returns:
+        The `Fit`. Model and guide are trained in place.
+
+    Raises:
+        TrainingError: see `check`; `NonFiniteLoss` at the first loss that is not finite, naming the site.
+    """
+    model.to(device), guide.to(device)
+    first = _to(next(iter(_at(batches, 0)), None), device)
+    if not first:
+        raise TrainingError("no batches to train on")
+    result = Fit(model, guide, bound, check(model, guide, first, bound))
+    loss = bound(model, guide)
+    optimise = optimiser or (lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True))
+    parameters = [p for p in loss.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError("neither model nor guide has a parameter to train")
+    optim = optimise(parameters, lr=lr)
+
+    def step(batch: Batch) -> Tensor:
+        value = loss(**_to(batch, device)) / result.N
+        if not torch.isfinite(value):
+            raise NonFiniteLoss(_explain(model, guide, _to(batch, device), result.steps))
+        return value
+
+    def after_step(value: float) -> None:
+        result.losses.append(value)
+        for callback in callbacks:
+            callback(result)
+
+    def after_epoch() -> None:
+        if valid is not None:
+            with torch.no_grad():
+                values = [float(loss(**_to(batch, device))) / result.N for batch in valid]
+            result.valid.append(sum(values) / len(values))
+
+    total = epochs * _length(batches)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
+    began = time.perf_counter()
+    run([Stage("training", step, batches, epochs, optim, cosine if decay != 1 else None, after_step, after_epoch)])
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def run(stages: Sequence[Stage]) -> None:
+    """Run stages one after the other: one progress bar (on a terminal, once it takes longer than two seconds)."""
+    with _Bar(sum(stage.epochs for stage in stages)) as bar:
+        for stage in stages:
+            for epoch in range(stage.epochs):
+                for batch in _at(stage.batches, epoch):
+                    _take(stage, batch)
+                stage.after_epoch()
+                bar.advance(stage.name)
+
+
+def _take(stage: Stage, batch: Batch) -> None:
+    if stage.optimiser is None:
+        stage.after_step(float(stage.step(batch)))
+        return
+    stage.optimiser.zero_grad()
+    loss = stage.step(batch)
+    loss.backward()
+    gradients = [p.grad for group in stage.optimiser.param_groups for p in group["params"] if p.grad is not None]
+    if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        raise NonFiniteLoss(f"{stage.name}: the gradient is not finite; parameters are those before the step")
+    stage.optimiser.step()
+    if stage.scheduler is not None:
+        stage.scheduler.step()
+    stage.after_step(loss.item())
+
+
+def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str:
+    """Which site's log-probability is not finite."""
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(**batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
+    for where, trace in (("guide", guide_trace), ("model", model_trace)):
+        for name, site in samples(trace, lambda site: True).items():
+            if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
+                return (
+                    f"loss not finite at step {step + 1}: the log-probability of site {name!r} in the {where} is not "
+                    "finite; parameters are those before the step (try a smaller lr, or look at the data)"
+                )
+    return f"loss not finite at step {step + 1}; every site was finite on a fresh draw, so try a smaller lr"
+
+
+def _at(batches: Batches, epoch: int) -> Batches:
+    """The batches of one epoch: of a shuffled loader the order is a function of its seed and the epoch."""
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)
+    return batches
+
+
+def _length(batches: Batches) -> int:
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in _at(batches, 0))
+
+
+def _to(batch: Any, device: Any) -> Any:
+    if device is None or not batch:
+        return batch
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+class _Bar:
+    """A progress bar over epochs that appears after two seconds, on a terminal only."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.began = total, 0, time.perf_counter()
+        self.progress: Progress | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def advance(self, name: str) -> None:
+        self.done += 1
+        if self.progress is None and sys.stderr.isatty() and time.perf_counter() - self.began > 2:
+            from rich.console import Console
+
+            self.progress = Progress(console=Console(stderr=True), transient=True)
+            self.task = self.progress.add_task(name, total=self.total)
+            self.progress.start()
+        if self.progress is not None:
+            self.progress.update(self.task, description=name, completed=self.done)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.progress is not None:
+            self.progress.stop()
