@@ -263,20 +263,35 @@ def linear_posterior(
     )
 
 
-def evidence(model: Model, x: Tensor, y: Tensor) -> float:
-    """Exact log evidence of the model without hidden layers and hyperpriors, in nats for the data set (mg.27).
+def evidence(model: Network, train: Table) -> float | None:
+    """Exact log evidence of regression without hidden layers and hyperpriors, in nats for the data set (mg.27).
 
-    Raises:
-        ValueError: the model has hidden layers or hyperpriors, where no exact evidence is known.
+    None for every other model: there no exact evidence is known.
     """
     if not isinstance(model, Model) or len(model.widths) != 2 or model.hyperprior is not None:
-        raise ValueError("the exact evidence is known for regression without hidden layers and hyperpriors only")
+        return None
+    x, y = train["x"].double(), train["y"].double()
     design = torch.cat([x, x.new_ones(len(x), 1)], -1) / math.sqrt(x.shape[-1] + 1)
     total = 0.0
     for k in range(y.shape[-1]):
         noise = (model.noise_shape, float(model.noise_rate[k]))
-        total += linear_posterior(model.y_sd[k] * design, y[:, k] - model.y_mean[k], noise=noise).evidence
+        residual = y[:, k] - model.y_mean[k].double().cpu()
+        total += linear_posterior(model.y_sd[k].double().cpu() * design, residual, noise=noise).evidence
     return total
+
+
+def remarks(model: Network) -> list[str]:
+    """What belongs beside every result: the noise prior, and the cap it puts on the log-likelihood."""
+    if not isinstance(model, Model):
+        return []
+    priors = []
+    for rate in model.noise_rate.tolist():
+        cap = noise_cap(model.N or 1, noise=(model.noise_shape, rate))
+        priors.append(
+            f"tau ~ Gamma({model.noise_shape:g}, rate {rate:.4g}) in the units of y, which caps the test "
+            f"log-likelihood at about {cap:.3f} nats per datum"
+        )
+    return [f"Noise prior: {'; '.join(priors)}."]
 
 
 def _tau_grid(X: Tensor, y: Tensor, noise: tuple[float, float], nodes: int) -> tuple[Tensor, Tensor]:

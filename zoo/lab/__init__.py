@@ -4,6 +4,7 @@ from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.chains import nuts
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.data import DataError, Split, Table
+from zoo.lab.report import compare
 from zoo.lab.training import Fit, NonFiniteLoss, Stage, fit, run, seed
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "UnmatchedSites",
     "UnregisteredKL",
     "check",
+    "compare",
     "fit",
     "nuts",
     "run",

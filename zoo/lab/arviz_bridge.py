@@ -41,7 +41,8 @@ def from_draws(chains: Sequence[Draws], batch: Mapping[str, Any], **sample_stats
     if any(c.log_q.any() for c in chains):
         stats["log_q"] = _stack([c.log_q for c in chains])
     constant = {k: _numpy(v) for k, v in batch.items() if isinstance(v, Tensor) and k not in observed}
-    rows = {name: ["datum", *[f"{name}_dim_{i}" for i in range(1, out.sample.dim() - 1)]] for name, out in first.outputs.items()}
+    dims = {name: _dims(name, out.sample.dim() - 1) for name, out in first.outputs.items()}
+    dims |= {name: _dims(name, value.ndim) for name, value in constant.items()}
     return az.from_dict(
         posterior={name: _stack([c.latents[name] for c in chains]) for name in first.latents},
         posterior_predictive={name: _stack([c.outputs[name].sample for c in chains]) for name in first.outputs},
@@ -49,9 +50,13 @@ def from_draws(chains: Sequence[Draws], batch: Mapping[str, Any], **sample_stats
         observed_data={name: _numpy(out.value) for name, out in observed.items()} or None,
         constant_data=constant or None,
         sample_stats=stats,
-        dims={**rows, **{key: ["datum", *[f"{key}_dim_{i}" for i in range(1, v.ndim)]] for key, v in constant.items()}},
+        dims=dims,
         save_warmup=False,
     )
+
+
+def _dims(name: str, count: int) -> list[str]:
+    return ["datum", *[f"{name}_dim_{i}" for i in range(1, count)]][:count]
 
 
 def _stack(parts: Sequence[Any]) -> np.ndarray:

@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from guides.guide import rows
 from zoo.lab.checks import TrainingError, check, samples
 
 Batch = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Fit:
     """A trained model/guide pair and how it came about.
 
     Attributes:
+        batches: what it was trained on.
         losses: the loss at every optimiser step, in nats per datum (the bound divided by the plate's N).
         valid: mean loss on the validation batches after every epoch, in nats per datum.
         N: the size of the data plate.
@@ -47,6 +49,7 @@ class Fit:
     model: nn.Module
     guide: nn.Module
     bound: ELBO
+    batches: Batches
     N: int = 1
     losses: list[float] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
@@ -76,11 +79,19 @@ class Fit:
         error = math.sqrt(float(before.var() + last.var()) / n)
         return float(before.mean() - last.mean()) < max(3 * error, 1e-3)
 
-    def elbo(self, batch: Batch, *, particles: int = 100) -> tuple[float, float]:
-        """The bound on a batch in nats for the full data set, and its Monte Carlo standard error over the particles."""
+    def elbo(self, batch: Batch | None = None, *, particles: int = 100) -> tuple[float, float]:
+        """The bound in nats for the full data set, and its Monte Carlo standard error over the particles.
+
+        On one batch if it is given, otherwise on the training data, batch by batch.
+        """
         loss = self.bound(self.model, self.guide)
+        batches = list(_at(self.batches, 0)) if batch is None else [batch]
+        share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
+        share /= share.sum()
         with torch.no_grad():
-            draws = -torch.stack([loss(**batch).detach() for _ in range(particles)]).double()
+            draws = -torch.stack(
+                [share @ torch.stack([loss(**b).detach().double().cpu() for b in batches]) for _ in range(particles)]
+            )
         return float(draws.mean()), float(draws.std() / math.sqrt(particles)) if particles > 1 else math.nan
 
 
@@ -143,7 +154,7 @@ def fit(
     first = _to(next(iter(_at(batches, 0)), None), device)
     if not first:
         raise TrainingError("no batches to train on")
-    result = Fit(model, guide, bound, check(model, guide, first, bound))
+    result = Fit(model, guide, bound, batches, check(model, guide, first, bound))
     loss = bound(model, guide)
     optimise = optimiser or (lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True))
     parameters = [p for p in loss.parameters() if p.requires_grad]

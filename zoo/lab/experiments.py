@@ -1,0 +1,179 @@
+"""Comparisons over guides and splits: each cell is one fit, seeded by itself, run side by side."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from pyro.infer import Trace_ELBO, autoguide
+from torch import nn
+
+import guides
+from zoo.lab.data import Split, Table, load
+from zoo.lab.training import Fit, fit, seed
+
+WEIGHTS = (
+    guides.MatrixNormal,
+    guides.MatrixNormalLowRank,
+    guides.MatrixNormalTril,
+    guides.MeanField,
+    guides.SiteFullRank,
+    guides.Point,
+)
+LATENTS = (guides.NormalEncoder,)
+AUTO = (
+    autoguide.AutoNormal,
+    autoguide.AutoMultivariateNormal,
+    autoguide.AutoLowRankMultivariateNormal,
+    autoguide.AutoDelta,
+    autoguide.AutoIAFNormal,
+)
+STEPS = 2000  # where no number of epochs is given
+
+
+class ExperimentError(ValueError):
+    """A comparison that cannot be set up; the text says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every cell of a comparison is trained and scored: the same for all.
+
+    Attributes:
+        epochs: None takes about 2000 optimiser steps.
+        batch: rows of a minibatch.
+        lr, decay: Adam's rate, falling along a cosine to `decay * lr`.
+        seed: of the initial values, the order of the batches and the noise, together with the split.
+        draws: predictive draws per score.
+        model: options of the paper's model.
+    """
+
+    epochs: int | None = None
+    batch: int = 128
+    lr: float = 1e-2
+    decay: float = 0.01
+    seed: int = 0
+    draws: int = 200
+    device: str | None = None
+    dtype: str = "float32"
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def epochs_for(self, train: Table) -> int:
+        """The number of epochs, given or from the number of steps."""
+        return self.epochs or math.ceil(STEPS / math.ceil(len(train) / self.batch))
+
+
+def known_guides() -> list[str]:
+    """The names `build_guide` knows."""
+    return [family.__name__ for family in (*WEIGHTS, *LATENTS, *AUTO)]
+
+
+def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+    """The guide of that name for a model: a family, a class of `pyro.infer.autoguide`, or `module:Family`.
+
+    A weight family serves all global sites it fits; local sites get an encoder.
+
+    Raises:
+        ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
+    """
+    start = getattr(model, "start", dict)()
+    if name.startswith("Auto") and hasattr(autoguide, name):
+        return guides.Auto(getattr(autoguide, name), model, batch, start=start)
+    family = _family(name)
+    if family is None:
+        near = difflib.get_close_matches(name, known_guides(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join(_fitting(model, batch))}")
+    if family in LATENTS:
+        return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
+    return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
+
+
+def _family(name: str) -> Callable[..., nn.Module] | None:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ExperimentError(f"no family {name!r}: {error}") from error
+    return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
+
+
+def _fitting(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[str]:
+    for name in known_guides():
+        try:
+            build_guide(name, model, batch)
+        except Exception:  # whatever the reason: it does not fit
+            continue
+        yield name
+
+
+def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Module:
+    """The paper's model for a table: `Model.for_data(train, **options)`, or `Model(**options)` where it has none.
+
+    Raises:
+        ExperimentError: an option that the model does not have.
+    """
+    make = getattr(paper.Model, "for_data", None)
+    known = [p.name for p in inspect.signature(make or paper.Model).parameters.values()][1 if make else 0 :]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {', '.join(known)}")
+    return make(train, **options) if make else paper.Model(**options)
+
+
+def open_data(paper: Any, name: str, split: int, options: Mapping[str, Any]) -> Split:
+    """One split of a data set, through the paper's own `data` where it has one."""
+    return getattr(paper, "data", load)(name, split=split, **options)
+
+
+def train_cell(paper: Any, split: Split, index: int, guide_name: str | None, recipe: Recipe) -> Fit:
+    """Train one guide (None: the paper's own) on one split; the seed is a function of recipe and split alone."""
+    torch.set_default_dtype(getattr(torch, recipe.dtype))
+    train = split.train.to(dtype=torch.get_default_dtype())
+    seed(1000 * recipe.seed + index)
+    model = build_model(paper, train, recipe.model)
+    batch = train.peek()
+    guide = build_guide(guide_name, model, batch) if guide_name else paper.guide(model, batch)
+    bound = getattr(paper, "bound", lambda guide: Trace_ELBO())(guide)
+    batches = train.batches(recipe.batch, seed=1000 * recipe.seed + index)
+    epochs = recipe.epochs_for(train)
+    return fit(model, guide, batches, bound, epochs=epochs, lr=recipe.lr, decay=recipe.decay, device=recipe.device)
+
+
+def train_grid(
+    paper_name: str,
+    splits: Sequence[Split],
+    guide_names: Sequence[str],
+    recipe: Recipe,
+    *,
+    jobs: int = 1,
+    done: Callable[[int, int], None] = lambda finished, total: None,
+) -> dict[str, list[Fit]]:
+    """Every guide on every split, `jobs` fits at once, each on one thread; {guide: fits in the order of splits}."""
+    cells = [(index, name) for index in range(len(splits)) for name in guide_names]
+    tasks = (delayed(_one_cell)(paper_name, splits[index], index, name, recipe) for index, name in cells)
+    fits: dict[str, list[Fit]] = {name: [] for name in guide_names}
+    results = Parallel(n_jobs=min(jobs, len(cells)), return_as="generator")(tasks)
+    for finished, ((_, name), result) in enumerate(zip(cells, results, strict=True), 1):
+        fits[name].append(result)
+        done(finished, len(cells))
+    return fits
+
+
+def _one_cell(paper_name: str, split: Split, index: int, guide_name: str, recipe: Recipe) -> Fit:
+    from zoo import paper  # in the worker: a user's module is found by name there
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train_cell(paper(paper_name), split, index, guide_name, recipe)
+    finally:
+        torch.set_num_threads(threads)

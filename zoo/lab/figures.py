@@ -1,0 +1,99 @@
+"""Figures of a comparison, drawn without a window. Colours are Okabe and Ito's, told apart by the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":")
+
+
+def learning_curves(losses: Mapping[str, Sequence[float]], evidence: float | None = None) -> Figure:
+    """The bound (nats per datum) against optimiser steps, averaged over fiftieths of the run."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    lows, highs = [], []
+    styles = zip(cycle(PALETTE), cycle(LINES), strict=False)
+    for (name, values), (colour, line) in zip(losses.items(), styles, strict=False):
+        window = max(1, len(values) // 50)
+        curve = -np.asarray(values[: len(values) // window * window]).reshape(-1, window).mean(1)
+        steps = window * (np.arange(len(curve)) + 0.5)
+        axes.plot(steps, curve, color=colour, linestyle=line, label=name)
+        lows.append(np.nanquantile(curve[len(curve) // 5 :], 0.02)), highs.append(np.nanmax(curve))
+    if evidence is not None:
+        axes.axhline(evidence, color="black", linewidth=1, label="exact log evidence")
+        highs.append(evidence)
+    if lows:
+        margin = 0.08 * (max(highs) - min(lows) + 1e-3)
+        axes.set_ylim(min(lows) - margin, max(highs) + margin)
+    axes.set(xlabel="optimiser step", ylabel="bound, nats per datum")
+    axes.legend(fontsize="small")
+    return _plain(figure)
+
+
+def predictive_bands(y: np.ndarray, samples: Mapping[str, np.ndarray], *, unit: str = "") -> Figure:
+    """Test data against the 90 % predictive band of each guide, data ordered by the first guide's mean.
+
+    Args:
+        y: (n,). samples: {guide: (S, n)} draws of the posterior predictive.
+    """
+    order = np.argsort(next(iter(samples.values())).mean(0))
+    order = order[np.linspace(0, len(order) - 1, min(len(order), 80)).astype(int)]
+    figure, panels = _panels(len(samples))
+    for axes, (name, draws), colour in zip(panels, samples.items(), cycle(PALETTE), strict=False):
+        low, high = np.quantile(draws[:, order], [0.05, 0.95], axis=0)
+        rank = np.arange(len(order))
+        inside = float(np.mean((y[order] >= low) & (y[order] <= high)))
+        axes.fill_between(rank, low, high, color=colour, alpha=0.25, linewidth=0)
+        axes.plot(rank, draws[:, order].mean(0), color=colour)
+        axes.plot(rank, y[order], "o", color="black", markersize=2.5)
+        axes.set_title(f"{name}: {inside:.0%} of the points inside", fontsize="small")
+    figure.supxlabel("test data, by predicted mean", fontsize="small")
+    figure.supylabel(f"y {f'({unit})' if unit else ''}", fontsize="small")
+    return _plain(figure)
+
+
+def true_class_probability(probability: Mapping[str, np.ndarray]) -> Figure:
+    """Histogram of the predictive probability of the true class, one panel for each guide; {guide: (n,)}."""
+    figure, panels = _panels(len(probability))
+    for axes, (name, values), colour in zip(panels, probability.items(), cycle(PALETTE), strict=False):
+        axes.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=colour)
+        axes.set_title(name, fontsize="small")
+    figure.supxlabel("predictive probability of the true class", fontsize="small")
+    figure.supylabel("test data", fontsize="small")
+    return _plain(figure)
+
+
+def correlations(draws: Mapping[str, np.ndarray], site: str) -> Figure:
+    """Posterior correlation matrices of one site under two guides side by side; {guide: (S, elements)}."""
+    figure = Figure(figsize=(3.6 * len(draws) + 0.8, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(draws), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, draws.items(), strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            matrix = np.nan_to_num(np.corrcoef(values.T))
+        image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="PuOr")
+        axes.set_title(name, fontsize="small")
+        axes.set(xlabel=f"element of {site}", ylabel=f"element of {site}")
+    figure.colorbar(image, ax=list(panels), label="correlation", shrink=0.8)
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(3.0 * columns, 2.3 * lines + 0.3), layout="constrained")
+    axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for empty in axes[count:]:
+        empty.set_visible(False)
+    return figure, axes[:count]
+
+
+def _plain(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
