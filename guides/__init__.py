@@ -7,7 +7,9 @@ their closed-form Kullback-Leibler divergences, are in `guides.distributions`.
 from guides import distributions
 from guides.auto import Auto
 from guides.encoders import NormalEncoder
-from guides.guide import Guide, GuideError, data_plate, linear, weight_space
+from guides.guide import Guide
+from guides.linear import linear, weight_space
+from guides.sites import GuideError, data_plate
 from guides.weights import (
     Diagonal,
     Gamma,

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import init_to_median, init_to_value
 from torch import Tensor, nn
 
-from guides.guide import DATA, GuideError, latent_sites, rows
+from guides.sites import DATA, GuideError, latent_sites, rows
 
 
 class Auto(nn.Module):

@@ -1,4 +1,4 @@
-"""The composed guide, and what lets any family serve any model: `Guide`, `linear`, `weight_space`, `data_plate`."""
+"""The composed guide: one family per latent site of any Pyro model."""
 
 from __future__ import annotations
 
@@ -9,101 +9,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
 
+from guides.sites import DATA, GuideError, Site, data_plate, kl_registered, latent_sites, rows
 from guides.weights import default_family, fits
 
 Family = Callable[..., nn.Module]
 Families = Family | Mapping[str, Family] | None
-Site = dict[str, Any]
-
-DATA = "data"
-
-
-class GuideError(ValueError):
-    """A guide that cannot be built for this model, or called on this batch; the text says how to mend it."""
-
-
-def data_plate(n: int, N: int | None = None, *, dim: int | None = None, device: Any = None) -> pyro.plate:
-    """Open the plate `"data"` on the n rows of a batch, scaled to the N rows of the data set.
-
-    Without N the plate follows the batch. The rows are named, so nothing is permuted at every step, and a batch may
-    hold more rows than N (prediction).
-    """
-    return pyro.plate(DATA, N or n, subsample=torch.arange(n, device=device), dim=dim)
-
-
-class weight_space(Messenger):
-    """Inside this context (or decorator) every weight is sampled as such: local reparametrisation is off.
-
-    Needed wherever weights and data of one draw must belong together: function draws, importance weights, k-hat.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["infer"].pop("law", None)
-
-
-class _Law(Messenger):
-    """Remembers the law that replay handed from the guide's site to the one sample statement inside."""
-
-    law: Any = None
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        self.law = msg["infer"].get("law")
-
-
-def linear(name: str, x: Tensor, prior: Distribution) -> Tensor:
-    """Sample the weight site `name` and return x @ W, by local reparametrisation where the guide's law allows it.
-
-    If the law q(W) of the guide offers `.activation(x)`, each row of x @ W is drawn from its own marginal law, which
-    leaves every bound that is a sum over rows unchanged in expectation (matrix_gaussian, mg.12). Otherwise, under
-    `weight_space`, in the prior and under MCMC, x is multiplied with the weight.
-
-    Args:
-        name: the site of the weight.
-        x: inputs, (..., n, d).
-        prior: p(W), event shape (d, k).
-
-    Returns:
-        Pre-activations, (..., n, k).
-    """
-    with _Law() as seen:
-        weight = pyro.sample(name, prior)
-    if hasattr(seen.law, "activation"):
-        # particles: the law must be expanded like the weight, or all particles would share one noise
-        return seen.law.expand(weight.shape[:-2]).activation(x).rsample()
-    return x @ (weight.squeeze(-3) if weight.dim() > 2 else weight)  # drop the slot of plate "data"
-
-
-def latent_sites(model: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Site]:
-    """The sites of one prototype run that a guide must supply: neither observed, nor subsampling, nor summed out."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(**batch)
-    sites = poutine.util.prune_subsample_sites(trace).nodes
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site["is_observed"] and site["infer"].get("enumerate") != "parallel"
-    }
-
-
-def kl_registered(q: Distribution, p: Distribution) -> bool:
-    """Whether KL(q || p) is known in closed form, exactly as Pyro's mean-field bound will ask for it."""
-    try:
-        kl_divergence(q, p)
-    except NotImplementedError:
-        return False
-    return True
-
-
-def rows(batch: Mapping[str, Any]) -> int:
-    """The number of rows of a batch: the length of its first tensor."""
-    for value in batch.values():
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
-    raise GuideError("the batch holds no tensor with rows")
 
 
 class Guide(nn.Module):
@@ -135,6 +47,7 @@ class Guide(nn.Module):
 
     Example:
         >>> import pyro.distributions as dist
+        >>> from guides import linear
         >>> def model(x):
         ...     return linear("W", x, dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
         >>> from guides.weights import MeanField
@@ -167,13 +80,15 @@ class Guide(nn.Module):
         self.prior_sites = [name for name, family in chosen.items() if family is None]
         if self.prior_sites and not allow_prior:
             raise GuideError(_no_family(self.prior_sites, self.local))
-        self._model = (model,) if self.prior_sites else ()  # a tuple: the model's parameters are not the guide's
+        # in a tuple, since the model's parameters are not the guide's
+        self._model: tuple[Callable[..., Any], ...] = (model,) if self.prior_sites else ()
         self.N = _fixed_size(model, batch, self.plates, self.local)
         self.order = [name for name in sites if name not in self.local and chosen[name]] + self._order_local(chosen)
         self.q = nn.ModuleDict()
         self._build(sites, chosen, batch)
         for name, value in (start or {}).items():
-            self.q[_key(name)].start_at(value)
+            module: Any = self.q[_key(name)]
+            module.start_at(value)
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Sample every guided site that the batch does not observe; returns {site: value}."""
@@ -184,7 +99,8 @@ class Guide(nn.Module):
                 continue
             q = self.q[_key(name)](self.context(name, batch, values))
             with self._open(name, batch):
-                values[name] = pyro.sample(name, q, infer={"law": q})
+                infer: Any = {"law": q}
+                values[name] = pyro.sample(name, q, infer=infer)
         if self.prior_sites:
             self._sample_prior(batch, values)
         return values

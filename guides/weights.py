@@ -160,7 +160,7 @@ class Tril(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """Return {"tril": (..., size, size)} with a positive diagonal."""
         unit = torch.diag_embed(torch.ones_like(self.log_scale))
-        below = torch.tril_indices(*unit.shape[-2:], -1, device=unit.device)
+        below = torch.tril_indices(unit.shape[-1], unit.shape[-1], -1, device=unit.device)
         unit[..., below[0], below[1]] = self.lower
         return {"tril": self.log_scale.exp().unsqueeze(-1) * unit}
 
@@ -302,7 +302,7 @@ class LogNormal(nn.Module):
 def start(prior: Distribution, spread: float | None = 0.0, *, bias: bool = False) -> Tensor:
     """Where the unconstrained mean of a site starts: the prior mean where it is finite, else 0; matrices jittered."""
     transform = continuous(prior)
-    shape = transform.inverse_shape(prior.shape())
+    shape = transform.inverse_shape(_shape(prior))
     try:
         loc = transform.inv(prior.mean.detach()).expand(shape).clone()
     except NotImplementedError:
@@ -342,10 +342,14 @@ def gamma_start(prior: Distribution) -> tuple[Tensor, Tensor]:
     base: Any = prior
     while hasattr(base, "base_dist") and not hasattr(base, "concentration"):
         base = base.base_dist
+    one = torch.ones(_shape(prior))
     if not isinstance(base, torch.distributions.Gamma):
-        one = torch.ones(prior.shape())
         return one, one.clone()
-    return tuple(v.detach().expand(prior.shape()).clone() for v in (base.concentration, base.rate))  # type: ignore[return-value]
+    return base.concentration.detach() * one, base.rate.detach() * one
+
+
+def _shape(prior: Distribution) -> Size:
+    return prior.batch_shape + prior.event_shape
 
 
 def _base(support: Any) -> Any:

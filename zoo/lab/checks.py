@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from guides.guide import DATA, kl_registered
+from guides.sites import DATA, kl_registered, paired_sites
 
 
 class TrainingError(ValueError):
@@ -41,24 +40,17 @@ def check(model: nn.Module, guide: nn.Module, batch: Mapping[str, Any], bound: E
         PlateScale: a site whose plates scale it differently in model and guide.
         UnregisteredKL, MeanFieldOrder: `TraceMeanField_ELBO` on a guide for which it is not the evidence bound.
     """
-    with torch.no_grad(), poutine.block():
-        guide_trace = poutine.util.prune_subsample_sites(poutine.trace(guide).get_trace(**batch))
-        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
-    model_trace = poutine.util.prune_subsample_sites(trace)
-    latents = samples(model_trace, lambda site: not site["is_observed"])
-    guided = samples(guide_trace, lambda site: not site["is_observed"])
-    observed = samples(model_trace, lambda site: site["is_observed"])
+    model_sites, guide_sites = paired_sites(model, guide, batch)
+    latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    guided = {name: site for name, site in guide_sites.items() if not site["is_observed"]}
+    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
     _check_sites(latents, guided, observed)
     for name in latents.keys() & guided.keys():
         _check_scale(name, latents[name], guided[name])
     if isinstance(bound, TraceMeanField_ELBO):
         _check_mean_field(latents, guided)
-    sizes = [node["fn"].size for name, node in trace.nodes.items() if name == DATA and node["type"] == "sample"]
-    return sizes[0] if sizes else 1
-
-
-def samples(trace: Any, keep: Callable[[Any], bool]) -> dict[str, Any]:
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and keep(site)}
+    frames = [frame for site in model_sites.values() for frame in site["cond_indep_stack"] if frame.name == DATA]
+    return max((frame.full_size or frame.size for frame in frames), default=1)
 
 
 def _check_sites(latents: dict[str, Any], guided: dict[str, Any], observed: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
     Raises:
         ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
     """
-    start = getattr(model, "start", dict)()
+    start: Mapping[str, Any] = getattr(model, "start", dict)()
     if name.startswith("Auto") and hasattr(autoguide, name):
         return guides.Auto(getattr(autoguide, name), model, batch, start=start)
     family = _family(name)

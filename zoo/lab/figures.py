@@ -24,7 +24,8 @@ def learning_curves(losses: Mapping[str, Sequence[float]], evidence: float | Non
         curve = -np.asarray(values[: len(values) // window * window]).reshape(-1, window).mean(1)
         steps = window * (np.arange(len(curve)) + 0.5)
         axes.plot(steps, curve, color=colour, linestyle=line, label=name)
-        lows.append(np.nanquantile(curve[len(curve) // 5 :], 0.02)), highs.append(np.nanmax(curve))
+        lows.append(np.nanquantile(curve[len(curve) // 5 :], 0.02))
+        highs.append(np.nanmax(curve))
     if evidence is not None:
         axes.axhline(evidence, color="black", linewidth=1, label="exact log evidence")
         highs.append(evidence)

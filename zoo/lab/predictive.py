@@ -9,10 +9,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from guides import weight_space
+from guides.sites import paired_sites
 
 ROWS_AT_ONCE = 200_000
 
@@ -78,19 +78,19 @@ def condition(model: Callable[..., Any], latents: Mapping[str, Tensor], batch: M
 
 
 def _nesting(model: Callable[..., Any], batch: Mapping[str, Any]) -> int:
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(**batch)
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+    sites, _ = paired_sites(model, lambda **batch: None, batch)
+    return max((-frame.dim for s in sites.values() for frame in s["cond_indep_stack"] if frame.vectorized), default=0)
 
 
 def _draw(model: Any, guide: Any, batch: Mapping[str, Any], size: int, nesting: int) -> Draws:
-    plate = pyro.plate("draws", size, dim=-1 - nesting) if size > 1 else nullcontext()
-    with torch.no_grad(), poutine.block(), weight_space(), plate:
-        guide_trace = poutine.trace(guide).get_trace(**batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
-    q, p = (poutine.util.prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
-    q, p = ({name: site for name, site in t.nodes.items() if site["type"] == "sample"} for t in (q, p))
+    def repeated(program: Callable[..., Any]) -> Callable[..., Any]:
+        def run(**batch: Any) -> None:
+            with weight_space(), pyro.plate("draws", size, dim=-1 - nesting) if size > 1 else nullcontext():
+                program(**batch)
+
+        return run
+
+    p, q = paired_sites(repeated(model), repeated(guide), batch)
     latents = {name: _drop_slots(p[name], p[name]["value"], size, nesting) for name in p if name in q}
     outputs = {name: _output(site, size, nesting) for name, site in p.items() if name not in q}
     return Draws(latents, outputs, _log_prob(p, size), _log_prob(q, size))

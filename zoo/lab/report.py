@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pyro import poutine
 from pyro.distributions import Delta
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from torch.distributions import kl_divergence
 
-from guides.guide import kl_registered
+from guides.sites import kl_registered, paired_sites
 from zoo.lab import figures, scores
 from zoo.lab.predictive import Draws, Output, draw
 from zoo.lab.tables import Table
@@ -185,27 +184,21 @@ def compare(
 
 def kl_by_site(fit: Fit) -> dict[str, float]:
     """KL(q || prior) of every global site in nats, where it is known in closed form (one draw of its parents)."""
-    batch = next(iter(fit.batches))
-    with torch.no_grad(), poutine.block():
-        guide = poutine.trace(fit.guide).get_trace(**batch)
-        model = poutine.trace(poutine.replay(fit.model, trace=guide)).get_trace(**batch)
+    p, q = paired_sites(fit.model, fit.guide, next(iter(fit.batches)))
     known = {}
-    for name, site in guide.nodes.items():
-        if site["type"] != "sample" or name not in model.nodes or site["cond_indep_stack"] or _is_delta(site["fn"]):
+    for name, site in q.items():
+        if name not in p or site["cond_indep_stack"] or _is_delta(site["fn"]):
             continue
-        if kl_registered(site["fn"], model.nodes[name]["fn"]):
-            known[name] = float(kl_divergence(site["fn"], model.nodes[name]["fn"]).detach().sum())
+        if kl_registered(site["fn"], p[name]["fn"]):
+            known[name] = float(kl_divergence(site["fn"], p[name]["fn"]).detach().sum())
     return known
 
 
 def is_bound(fit: Fit) -> bool:
     """Whether the fit's loss is an evidence bound: not if a site is a bare point mass (its density is missing)."""
-    batch = next(iter(fit.batches))
-    with torch.no_grad(), poutine.block():
-        sites = poutine.trace(fit.guide).get_trace(**batch).nodes.values()
-    sampled = [site for site in sites if site["type"] == "sample"]
-    joint = any(site["infer"].get("is_auxiliary") for site in sampled)
-    return joint or not any(_is_delta(site["fn"]) for site in sampled)
+    _, q = paired_sites(fit.model, fit.guide, next(iter(fit.batches)))
+    joint = any(site["infer"].get("is_auxiliary") for site in q.values())
+    return joint or not any(_is_delta(site["fn"]) for site in q.values())
 
 
 def page(comparisons: Sequence[Comparison], path: Path, *, title: str) -> Path:

@@ -11,13 +11,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from guides.guide import rows
-from zoo.lab.checks import TrainingError, check, samples
+from guides.sites import paired_sites, rows
+from zoo.lab.checks import TrainingError, check
 
 Batch = Mapping[str, Any]
 Batches = Iterable[Batch]
@@ -216,11 +215,10 @@ def _take(stage: Stage, batch: Batch) -> None:
 
 def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str:
     """Which site's log-probability is not finite."""
-    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(**batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
-    for where, trace in (("guide", guide_trace), ("model", model_trace)):
-        for name, site in samples(trace, lambda site: True).items():
+    with pyro.validation_enabled(False):
+        of_model, of_guide = paired_sites(model, guide, batch)
+    for where, sites in (("guide", of_guide), ("model", of_model)):
+        for name, site in sites.items():
             if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
                 return (
                     f"loss not finite at step {step + 1}: the log-probability of site {name!r} in the {where} is not "
