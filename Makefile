@@ -35,7 +35,7 @@ dev: $(VENV)/.dev  ## only install what the other targets need
 
 clean:  ## remove .venv, caches and builds; your results stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
-	find guides zoo tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp per set of packages: a target installs once, and again when pyproject.toml has changed.
 $(VENV)/.zoo: pyproject.toml | $(BIN)/python

@@ -2,9 +2,9 @@
 
     ZOO_DATA=... python benchmarks/yacht.py --out yacht.jsonl
 
-One line of JSON per finished (guide, split); started again, it goes on where it stopped. Model: 6-50-1, noise
-precision Gamma(6, 6) in raw units, no hyperpriors unless --hyperprior. 12,000 steps of Adam, batch 139, rate 1e-2 falling along a cosine
-to a hundredth. Scores with 100 draws, in the units of y.
+One line of JSON per finished (guide, split); started again, it goes on where it stopped. Model: 6-50-1, noise precision
+Gamma(6, 6) in raw units, no hyperpriors unless --hyperprior. 12,000 steps of Adam, batch 139, rate 1e-2 falling along a
+cosine to a hundredth. Scores with 100 draws, in the units of y.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def test_spread_is_the_deviation_of_the_starting_means(family: str, spread: floa
     if family == "SiteFullRank":
         pytest.skip("a triangle over 4800 elements")
     loc = partial(REAL_MATRIX[family], spread=spread)(normal(80, 60)).loc
-    assert float(loc.std()) == pytest.approx(expected, rel=0.05)
+    assert float(loc.detach().std()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("family", ["MeanField", "MatrixNormal"])
@@ -240,7 +240,7 @@ def test_positive_families_start_at_a_gamma_prior(family: str) -> None:
 
 def test_a_gamma_started_at_its_prior_has_no_divergence() -> None:
     prior = dist.Gamma(torch.tensor([2.0, 6.0]), 3.0).to_event(1)
-    assert float(kl_divergence(guides.Gamma(prior)(), prior)) == pytest.approx(0, abs=1e-12)
+    assert float(kl_divergence(guides.Gamma(prior)(), prior).detach()) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(("prior", "family"), CASES)
@@ -330,7 +330,7 @@ def test_a_family_named_for_a_site_is_the_one_it_gets(prior: str, family: str) -
 
 
 NAMED = {
-    "SiteFullRank": "SiteFullRank needs a site on the real line",
+    "SiteFullRank": "SiteFullRank needs a site on the real line.*",
     "MatrixNormal": r"a matrix normal needs a real site of event shape \(d, k\)",
 }
 
@@ -468,7 +468,7 @@ def test_the_guides_plate_is_the_models(n: int, N: int | None) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_short_prototype_still_finds_out_whether_the_plate_follows(n: int) -> None:
     assert Guide(Layers(), {"x": xs(n)}, latents=NormalEncoder).N is None
-    assert Guide(Layers(n), {"x": xs(n)}, latents=NormalEncoder).N == n
+    assert n == Guide(Layers(n), {"x": xs(n)}, latents=NormalEncoder).N
 
 
 # allow_prior
@@ -831,8 +831,8 @@ def test_at_the_exact_posterior_every_draw_of_the_bound_is_the_evidence(bound: s
 def test_at_the_exact_posterior_the_mean_field_bound_is_the_evidence_in_expectation() -> None:
     guide, evidence = exact_regression()
     loss = TraceMeanField_ELBO()(Regression(), guide)
-    values = -torch.stack([loss(**regression()).detach() for _ in range(500)])
-    assert float(values.mean()) == pytest.approx(evidence, abs=5 * float(values.std()) / math.sqrt(500))
+    values = -torch.stack([loss(**regression()).detach() for _ in range(200)])
+    assert float(values.mean()) == pytest.approx(evidence, abs=5 * float(values.std()) / math.sqrt(200))
 
 
 BOUNDS: dict[str, Callable[[], ELBO]] = {
@@ -913,21 +913,33 @@ def test_assignments_enumerated_in_the_model(family: str) -> None:
     assert float(-loss) == pytest.approx(float(mixture_log_joint(pi, mu, y) - trace.log_prob_sum()), abs=1e-9)
 
 
+PARTICLES: dict[str, Callable[..., ELBO]] = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "TraceEnum_ELBO": partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+}
+QUICK = [("Trace_ELBO", "MeanField"), ("TraceMeanField_ELBO", "MatrixNormalTril"), ("TraceEnum_ELBO", "SiteFullRank")]
+
+
 @pytest.mark.parametrize(
-    "bound", [Trace_ELBO, TraceMeanField_ELBO, partial(TraceEnum_ELBO, strict_enumeration_warning=False)]
+    ("bound", "family"),
+    [
+        pytest.param(bound, family, marks=[] if (bound, family) in QUICK else pytest.mark.slow)
+        for bound in PARTICLES
+        for family in ("MeanField", "MatrixNormal", "MatrixNormalTril", "SiteFullRank")
+    ],
 )
-@pytest.mark.parametrize("family", ["MeanField", "MatrixNormal", "MatrixNormalTril", "SiteFullRank"])
-def test_vectorised_and_looped_particles_agree_in_mean_and_spread(bound: Callable[..., ELBO], family: str) -> None:
+def test_vectorised_and_looped_particles_agree_in_mean_and_spread(bound: str, family: str) -> None:
     """Were the noise of local reparametrisation shared by the particles, their spread would be several times larger."""
     guide = Guide(Net(), net_batch(), weights=partial(REAL_MATRIX[family], scale=0.5))
-    particles, repeats = 8, 100
-    many = bound(num_particles=particles, vectorize_particles=True)(Net(), guide)
-    one = bound()(Net(), guide)
-    together = torch.stack([many(**net_batch()).detach() for _ in range(2 * repeats)])
-    looped = torch.stack([one(**net_batch()).detach() for _ in range(particles * repeats)])
+    particles, repeats = 8, 80
+    many = PARTICLES[bound](num_particles=particles, vectorize_particles=True)(Net(), guide)
+    one = PARTICLES[bound]()(Net(), guide)
+    together = torch.stack([many(**net_batch()).detach() for _ in range(repeats)])
+    looped = torch.stack([one(**net_batch()).detach() for _ in range(3 * repeats)])
     error = math.sqrt(float(together.var() / len(together) + looped.var() / len(looped)))
     assert float(together.mean()) == pytest.approx(float(looped.mean()), abs=5 * error)
-    assert float(together.std()) == pytest.approx(float(looped.std()) / math.sqrt(particles), rel=0.35)
+    assert float(together.std()) == pytest.approx(float(looped.std()) / math.sqrt(particles), rel=0.45)
 
 
 def test_weight_space_and_local_reparametrisation_have_the_same_bound() -> None:
@@ -962,7 +974,7 @@ def test_a_linear_gaussian_vae_reaches_the_exact_log_marginal_and_never_passes_i
     model = LinearGaussian()
     x = torch.randn(100, 2) @ model.loadings + 0.8 * torch.randn(100, 3)
     guide = Guide(model, {"x": x}, latents=partial(NormalEncoder, hidden=[]))
-    fit = lab.fit(model, guide, [{"x": x}], TraceMeanField_ELBO(), epochs=600, lr=0.03, decay=0.01)
+    fit = lab.fit(model, guide, [{"x": x}], TraceMeanField_ELBO(), epochs=300, lr=0.05, decay=0.01)
     exact = float(model.log_marginal(x))
     value, error = fit.elbo({"x": x}, particles=300)
     assert value < exact + 4 * error

@@ -264,14 +264,16 @@ def test_every_diagonal_matrix_normal_is_a_mean_field_with_the_same_bound(case: 
         assert exact_bound(law, case) <= exact_bound(at_the_mean, case) <= best
 
 
-def train(name: str, case: str, *, epochs: int) -> float:
+def train(name: str, case: str, *, particles: int = 1, epochs: int, lr: float) -> float:
     """Train by `lab.fit`; the exact bound of the q it ends on."""
     model, batch = KnownNoise(VARIANCES[case]), anchors.batch()
     if name == "AutoMultivariateNormal":
         guide: Any = guides.Auto(AutoMultivariateNormal, model, batch, init_scale=0.3)
     else:
         guide = guides.Guide(model, batch, weights=partial(FAMILIES[name], scale=1.0))
-    lab.fit(model, guide, [batch], matrix_gaussian.bound(guide), epochs=epochs, lr=0.03, decay=1e-3)
+    kind = type(matrix_gaussian.bound(guide))
+    bound = kind(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+    lab.fit(model, guide, [batch], bound, epochs=epochs, lr=lr, decay=1e-3)
     with torch.no_grad():
         if name != "AutoMultivariateNormal":
             return float(exact_bound(guide.q["W"](None), case))
@@ -280,9 +282,10 @@ def train(name: str, case: str, *, epochs: int) -> float:
 
 
 @pytest.mark.equation("mg.10", "mg.12", "mg.25")
-def test_quick_training_comes_near_the_optimum() -> None:
-    reached = train("MatrixNormalTril", "common", epochs=800)
-    assert -0.1 < reached - EVIDENCE["common"] <= 1e-7
+@pytest.mark.parametrize("name", ["MatrixNormalTril", "MeanField"])
+def test_quick_training_comes_near_the_optimum(name: str) -> None:
+    reached = train(name, "common", particles=30, epochs=400, lr=0.15)
+    assert -0.01 < reached - optimum(name, "common") <= 1e-7
 
 
 @pytest.mark.slow
@@ -290,8 +293,7 @@ def test_quick_training_comes_near_the_optimum() -> None:
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name in OPTIMA for case in VARIANCES])
 def test_trained_bounds_are_those_of_the_table(name: str, case: str) -> None:
     """Adam .03 with a cosine leaves a few thousandths of a nat; the exact bound cannot exceed the optimum."""
-    reached = train(name, case, epochs=6000)
-    print(f"TRAINED {name} {case} {reached - optimum(name, case):+.5f}")
+    reached = train(name, case, epochs=6000, lr=0.03)
     assert -0.03 < reached - optimum(name, case) <= 1e-6
 
 
@@ -330,12 +332,9 @@ def test_vectorised_particles_have_their_own_noise(bound: type[ELBO]) -> None:
     """100 particles divide the standard deviation by 10; sharing one noise (no `expand` in `linear`) would not."""
     model, batch, q = KnownNoise(), anchors.batch(), probe()
     guide = fixed(model, batch, W=q)
-    one = losses(bound, model, guide, batch, repeats=800)
-    many = losses(bound, model, guide, batch, repeats=400, particles=100)
+    many = losses(bound, model, guide, batch, repeats=300, particles=100)
     exact = exact_deviations(q)[bound, "local"]
     assert_mean(many, 164.52951201)
-    assert_mean(one, 164.52951201)
-    assert float(one.std()) == pytest.approx(exact, rel=0.15)
     assert float(many.std()) == pytest.approx(exact / 10, rel=0.2)
 
 
@@ -345,16 +344,24 @@ def test_vectorised_particles_equal_a_loop_in_a_network() -> None:
     guide = matrix_gaussian.guide(model, batch, weights=partial(guides.MatrixNormal, scale=0.3))
     for context in (guides.weight_space(), poutine.messenger.Messenger()):
         with context:
-            loop = losses(TraceMeanField_ELBO, model, guide, batch, repeats=400)
-            many = losses(TraceMeanField_ELBO, model, guide, batch, repeats=150, particles=20)
-        error = (loop.var() / 400 + many.var() / 150).sqrt()
+            loop = losses(TraceMeanField_ELBO, model, guide, batch, repeats=200)
+            many = losses(TraceMeanField_ELBO, model, guide, batch, repeats=100, particles=20)
+        error = (loop.var() / 200 + many.var() / 100).sqrt()
         assert (loop.mean() - many.mean()).abs() < 5 * error
-        assert 0.75 < many.std() * math.sqrt(20) / loop.std() < 1.33
+        assert 0.7 < many.std() * math.sqrt(20) / loop.std() < 1.45
 
 
 @pytest.mark.equation("mg.12")
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "SiteFullRank"])
-@pytest.mark.parametrize("hyperprior", [None, (1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "hyperprior"),
+    [
+        ("MatrixNormal", None),
+        ("MatrixNormal", (1.0, 0.5)),
+        ("MeanField", None),
+        ("MatrixNormalTril", None),
+        ("MatrixNormalLowRank-2", None),
+    ],
+)
 def test_local_reparametrisation_leaves_the_bound_of_a_network_unchanged(name: str, hyperprior: Any) -> None:
     model, batch = small_regression([5], hyperprior), small_batch()
     guide = guides.Guide(model, batch, weights=partial(FAMILIES[name], scale=0.4))
@@ -420,12 +427,12 @@ def test_no_joint_log_weight_exists_under_local_reparametrisation() -> None:
     with guides.weight_space():
         exact = -losses(renyi, model, guide, batch, repeats=3, particles=64)
     torch.testing.assert_close(exact, torch.full((3,), EVIDENCE["common"]), rtol=0, atol=1e-7)
-    pretended = -losses(renyi, model, guide, batch, repeats=300, particles=64)
+    pretended = -losses(renyi, model, guide, batch, repeats=120, particles=64)
     assert float(pretended.mean()) == pytest.approx(-41.4, abs=0.3)
     spread = anchors.activation_covariance(anchors.dense(q)).diagonal().reshape(20, 3) + 0.3
     limit = dist.Normal(anchors.X() @ q.mean, spread.sqrt()).log_prob(anchors.Y()).sum()
     assert float(limit) == pytest.approx(-31.607, abs=1e-3)
-    more = -losses(renyi, model, guide, batch, repeats=10, particles=20_000)
+    more = -losses(renyi, model, guide, batch, repeats=5, particles=10_000)
     assert pretended.mean() < more.mean() < limit
 
 
@@ -462,8 +469,8 @@ def test_spread_of_the_loss_at_the_exact_posterior(bound: type[ELBO], space: str
     exact = exact_deviations(matrix_posterior()).get((bound, space), 0.0)
     assert exact == pytest.approx(printed, abs=0.06)
     with guides.weight_space() if space == "weights" else poutine.messenger.Messenger():
-        drawn = losses(bound, model, guide, batch, repeats=1000)
-    assert float(drawn.std()) == pytest.approx(exact, rel=0.13, abs=1e-9)
+        drawn = losses(bound, model, guide, batch, repeats=600)
+    assert float(drawn.std()) == pytest.approx(exact, rel=0.17, abs=1e-9)
     if exact:
         assert_mean(drawn, -EVIDENCE["common"])
 
@@ -574,7 +581,7 @@ def test_at_a_point_the_loss_is_the_log_joint_by_hand(hidden: list[int], hyperpr
     drawn = guide(**batch)
     by_hand = -3 * by_hand_loglik(model, batch["x"], batch["y"], drawn) - by_hand_prior(model, drawn)
     loss = matrix_gaussian.bound(guide).loss(model, guide, **batch)
-    assert loss == pytest.approx(float(by_hand), rel=1e-12)
+    assert loss == pytest.approx(by_hand.item(), rel=1e-12)
 
 
 @pytest.mark.equation("mg.6", "mg.9", "mg.10", "mg.20", "mg.22")
@@ -599,7 +606,7 @@ def test_the_bound_by_hand_given_the_same_weights(hidden: list[int], hyperprior:
             layer = site[1:]
             t = drawn[f"t{layer}_row"] * drawn[f"t{layer}_col"] if hyperprior else torch.ones(())
             by_hand = by_hand + kl_diagonal(q, t, t.log())
-    assert loss == pytest.approx(float(by_hand), rel=1e-10)
+    assert loss == pytest.approx(by_hand.item(), rel=1e-10)
 
 
 def kl_diagonal(q: MatrixNormal, t: Tensor | float, log_t: Tensor | float) -> Tensor:
@@ -671,11 +678,13 @@ def test_for_data_takes_units_sizes_and_classes_from_the_table() -> None:
         Model.for_data(train, noise="none")
 
 
-def test_the_papers_guide_starts_tau_at_the_scale_of_the_targets() -> None:
+def test_the_papers_guide_starts_tau_in_the_units_of_the_targets() -> None:
     model, batch = small_regression([5], (1.0, 0.5)), small_batch()
     guide = matrix_gaussian.guide(model, batch)
     assert list(guide.q) == ["tau", "t1_row", "t1_col", "W1", "t2_row", "t2_col", "W2"]
-    torch.testing.assert_close(guide.q["tau"](None).mean, model.y_sd.pow(-2))
+    in_sd = guide.q["tau"](None).mean * model.y_sd.square()
+    torch.testing.assert_close(in_sd, in_sd[:1].expand(2))
+    assert 1 <= in_sd[0] <= 100
     torch.testing.assert_close(guide.q["t1_row"](None).mean, torch.tensor(2.0))
 
 
@@ -790,6 +799,14 @@ def test_the_cap_rises_when_targets_are_standardised() -> None:
     assert noise_cap(100, noise=(6.0, 6 * sd**2)) == pytest.approx(noise_cap(100) - math.log(sd), abs=1e-12)
 
 
+@pytest.mark.equation("mg.23")
+def test_the_noise_prior_and_its_cap_stand_beside_every_result() -> None:
+    remark = " ".join(matrix_gaussian.remarks(small_regression([5], None, 21)))
+    for rate in (24.0, 0.06):
+        assert f"rate {rate:g}" in remark and f"{noise_cap(21, noise=(6.0, rate)):.3f}" in remark
+    assert matrix_gaussian.remarks(Classifier(3)) == []
+
+
 def as_table(x: Tensor, y: Tensor) -> lab.Table:
     return lab.Table({"x": x, "y": y}, name="anchor")
 
@@ -894,26 +911,27 @@ def test_best_factorised_q_of_the_linear_model() -> None:
 
 
 def states() -> list[bytes]:
-    return [
-        torch.get_rng_state().numpy().tobytes(),
-        repr(np.random.get_state()).encode(),
-        repr(random.getstate()).encode(),
-    ]
+    """The random states of torch, numpy and the standard library."""
+    drawn = [torch.get_rng_state().numpy(), np.random.get_state()[1], np.array(random.getstate()[1])]
+    return [state.tobytes() for state in drawn]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_nuts_gives_inference_data_by_seed_and_leaves_the_random_state_alone() -> None:
-    model, batch = KnownNoise(), anchors.batch()
+def test_nuts_leaves_the_random_state_alone() -> None:
     before = states()
-    first, again, other = (lab.nuts(model, batch, chains=2, draws=8, warmup=8, seed=seed) for seed in (0, 0, 1))
+    lab.nuts(KnownNoise(), anchors.batch(), chains=1, draws=2, warmup=1)
     assert states() == before
+
+
+def test_nuts_gives_inference_data_by_seed() -> None:
+    model, batch = KnownNoise(), anchors.batch()
+    first, again, other = (lab.nuts(model, batch, chains=2, draws=6, warmup=4, seed=seed) for seed in (0, 0, 1))
     groups = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
     assert groups <= set(first.groups())
     W = first.posterior["W"].values
-    assert W.shape == (2, 8, 4, 3)
-    assert first.log_likelihood["y"].shape == (2, 8, 20)
-    assert first.posterior_predictive["y"].shape == (2, 8, 20, 3)
-    assert first.sample_stats["diverging"].shape == first.sample_stats["lp"].shape == (2, 8)
+    assert W.shape == (2, 6, 4, 3)
+    assert first.log_likelihood["y"].shape == (2, 6, 20)
+    assert first.posterior_predictive["y"].shape == (2, 6, 20, 3)
+    assert first.sample_stats["diverging"].shape == first.sample_stats["lp"].shape == (2, 6)
     assert np.array_equal(W, again.posterior["W"].values)
     assert not np.array_equal(W, other.posterior["W"].values)
     assert not np.array_equal(W[0], W[1])

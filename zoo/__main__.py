@@ -57,10 +57,11 @@ def demo(
     page: Annotated[Path, typer.Option("--out", help="Where to write the HTML page.")] = Path("report/demo.html"),
     jobs: Jobs = None,
 ) -> None:
-    """Compare five guides on real data (scikit-learn's diabetes set), print a table and write a page.
+    """Compare five guides on real data and write a page.
 
-    First a network with a hidden layer on several splits; then, on one split, the model without hidden layer, whose
-    evidence is known exactly, so that each guide's gap to the truth can be seen.
+    The data are scikit-learn's diabetes set. First a network with a hidden layer on several splits; then, on one
+    split, the model without hidden layer, whose evidence is known exactly, so that each guide's gap to the truth can
+    be seen.
     """
     network = _compare(
         "matrix_gaussian", "diabetes", DEMO_GUIDES, splits, _recipe(epochs, seed=seed, hidden="20"), jobs
@@ -98,7 +99,10 @@ def list_(
 
 @app.command()
 def show(paper_name: PaperName) -> None:
-    """Print a paper's card: model, guide and bound with their equations, notation, and where each equation lives."""
+    """Print a paper's card and where its equations live.
+
+    The card has the model, guide and bound with their equations, the notation, and departures from the paper.
+    """
     import zoo
 
     paper = zoo.paper(paper_name)
@@ -130,7 +134,10 @@ def fit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one guide on one split, print its scores, and write the posterior for ArviZ with --out."""
+    """Train one guide on one split and score it.
+
+    With --out, writes the posterior for ArviZ, the parameters, the scores and a page.
+    """
     import zoo
     from zoo import lab
     from zoo.lab import experiments
@@ -173,7 +180,10 @@ def compare(
     jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train several guides on several splits with equal budgets, and compare them."""
+    """Compare several guides on several splits.
+
+    Every guide gets the same data, steps and seeds; differences between guides are paired over the splits.
+    """
     recipe = _recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
     found = _compare(paper_name, data, guides, splits, recipe, jobs, target)
     if page is not None:
@@ -309,6 +319,7 @@ def _recipe(
     from zoo.lab.experiments import Recipe
 
     _dtype(dtype)
+    _check_device(device)
     model = dict(_key_value(option) for option in options or [])
     if hidden is not None:
         model["hidden"] = _widths(hidden)
@@ -343,6 +354,16 @@ def _dtype(name: str) -> Any:
     if name not in ("float32", "float64"):
         raise ValueError(f"--dtype is float32 or float64, not {name!r}")
     return getattr(torch, name)
+
+
+def _check_device(name: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); leave it out for the CPU") from error
 
 
 def _target(target: str | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,7 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join(_fitting(model, batch))}")
     if family in LATENTS:
+        _require_local(name, model, batch)
         return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
     return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
 
@@ -106,10 +108,17 @@ def _family(name: str) -> Callable[..., nn.Module] | None:
     return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
 
 
+def _require_local(name: str, model: nn.Module, batch: Mapping[str, Any]) -> None:
+    if not guides.Guide(model, batch, weights=guides.MeanField, latents=guides.NormalEncoder).local:
+        raise ExperimentError(f"{name} is a family for local sites, and this model has none in its plate 'data'")
+
+
 def _fitting(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[str]:
     for name in known_guides():
         try:
-            build_guide(name, model, batch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                build_guide(name, model, batch)
         except Exception:  # whatever the reason: it does not fit
             continue
         yield name

@@ -97,7 +97,10 @@ def select(frame: pd.DataFrame, target: str | None, features: Sequence[str] | No
     """
     columns = [str(column) for column in frame.columns]
     if target is None:
-        raise DataError(f"{name}: which column is the target? Give target=NAME, one of: {', '.join(columns)}")
+        raise DataError(
+            f"{name}: which column is the target? Give --target NAME (target='NAME' in Python), one of: "
+            f"{', '.join(columns)}"
+        )
     chosen = [column for column in columns if column != target] if features is None else list(features)
     for column in (target, *chosen):
         if column not in columns:

@@ -62,7 +62,7 @@ class Pinned:
     unit: str
     sha256: str
     splits: int = 20
-    licence: str = "CC BY 4.0, as the UCI repository states"
+    licence: str = "terms of the UCI repository"
     source: str = "UCI Machine Learning Repository"
     caveat: str = ""
 
@@ -73,11 +73,11 @@ EMBEDDED = {
         unit="disease progression score one year after baseline", options={"scaled": False},
     ),
     "digits": Embedded(
-        datasets.load_digits, 1797, 64, "classes", "CC BY 4.0, as the UCI repository states",
+        datasets.load_digits, 1797, 64, "classes", "terms of the UCI repository",
         "UCI, optical recognition of handwritten digits (8 x 8 pixels, test part)", divisor=16.0,
     ),
     "breast_cancer": Embedded(
-        datasets.load_breast_cancer, 569, 30, "classes", "CC BY 4.0, as the UCI repository states",
+        datasets.load_breast_cancer, 569, 30, "classes", "terms of the UCI repository",
         "UCI, breast cancer Wisconsin (diagnostic)",
     ),
 }  # fmt: skip

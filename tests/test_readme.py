@@ -1,0 +1,21 @@
+"""The README's snippet runs as it stands, on few steps."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_snippet_runs() -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    shorter = snippet.replace("epochs=20", "epochs=2").replace("draws=1000", "draws=20")
+    shorter = shorter.replace("chains=4, draws=500", "chains=2, draws=15")
+    assert shorter.count("=2)") >= 1 and "draws=15" in shorter, "the snippet changed: shorten it here too"
+    torch.set_default_dtype(torch.float32)  # what a reader has; the fixture sets it back
+    names: dict = {}
+    exec(shorter, names)
+    assert set(names["table"].frame.index) == {"MatrixNormal", "MeanField", "MatrixNormalLowRank"}
+    assert names["reference"].posterior.sizes["chain"] == 2
+    assert not names["guide"].training or names["fits"]["MatrixNormal"].steps == 8
