@@ -76,7 +76,7 @@ class Guide(nn.Module):
         self.given = {name: tuple((given or {}).get(name, ("x",))) for name in self.local}
         self.observed = {name: (observed or {}).get(name, name) for name in sites}
         self._refuse_unknown(sites, weights=weights, latents=latents, given=given, observed=observed, start=start)
-        chosen = {name: self._choose(name, latents if name in self.local else weights) for name in sites}
+        chosen = {name: _choose(name, site, latents if name in self.local else weights) for name, site in sites.items()}
         self.prior_sites = [name for name, family in chosen.items() if family is None]
         if self.prior_sites and not allow_prior:
             raise GuideError(_no_family(self.prior_sites, self.local))
@@ -93,13 +93,15 @@ class Guide(nn.Module):
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Sample every guided site that the batch does not observe; returns {site: value}."""
         values: dict[str, Tensor] = {}
+        plates: dict[str, Any] = {}  # opened once and entered again: Pyro allows a name only once per trace
         for name in self.order:
             if batch.get(self.observed[name]) is not None:
                 values[name] = batch[self.observed[name]]
                 continue
             q = self.q[_key(name)](self.context(name, batch, values))
-            with self._open(name, batch):
-                infer: Any = {"law": q}
+            with self._open(name, batch, plates):
+                # no law beside prior sites: they are drawn given this very weight
+                infer: Any = {} if self.prior_sites else {"law": q}
                 values[name] = pyro.sample(name, q, infer=infer)
         if self.prior_sites:
             self._sample_prior(batch, values)
@@ -126,15 +128,19 @@ class Guide(nn.Module):
         value = value.unsqueeze(-1) if scalar else value
         return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
-    def _open(self, name: str, batch: Mapping[str, Any]) -> ExitStack:
+    def _open(self, name: str, batch: Mapping[str, Any], plates: dict[str, Any]) -> ExitStack:
         stack = ExitStack()
         for frame in self.plates[name]:
-            if frame.name == DATA:
-                device = next(v.device for v in batch.values() if isinstance(v, Tensor))
-                stack.enter_context(data_plate(rows(batch), self.N, dim=frame.dim, device=device))
-            else:
-                stack.enter_context(pyro.plate(frame.name, frame.size, dim=frame.dim))
+            if frame.name not in plates:
+                plates[frame.name] = self._plate(frame, batch)
+            stack.enter_context(plates[frame.name])
         return stack
+
+    def _plate(self, frame: Any, batch: Mapping[str, Any]) -> Any:
+        if frame.name != DATA:
+            return pyro.plate(frame.name, frame.size, dim=frame.dim)
+        device = next(v.device for v in batch.values() if isinstance(v, Tensor))
+        return data_plate(rows(batch), self.N, dim=frame.dim, device=device)
 
     def _sample_prior(self, batch: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
         prior = set(self.prior_sites)
@@ -143,9 +149,6 @@ class Guide(nn.Module):
             poutine.condition(data=dict(values)),
         ):
             self._model[0](**batch)
-
-    def _choose(self, name: str, families: Families) -> Family | None:
-        return families.get(name) if isinstance(families, Mapping) else families
 
     def _refuse_unknown(self, sites: Mapping[str, Site], **arguments: Any) -> None:
         """A misspelt site must not be ignored."""
@@ -180,11 +183,10 @@ class Guide(nn.Module):
         for name in self.order:
             family, prior = chosen[name], sites[name]["fn"]
             assert family is not None
-            if name not in self.local and not fits(family, prior):
-                family = default_family(prior)
             context = self.context(name, batch, values)
             try:
-                self.q[_key(name)] = module = family(prior, context)
+                module = family(prior, context).to(_like(sites[name]["value"]))
+                self.q[_key(name)] = module
                 with torch.no_grad():
                     q = module(context)
                     values[name] = q.sample()
@@ -198,6 +200,19 @@ class Guide(nn.Module):
             registered = registered and kl_registered(q, prior)
         in_order = self.order == [name for name in sites if name in self.order]
         self.mean_field = registered and in_order and not self.prior_sites
+
+
+def _choose(name: str, site: Site, families: Families) -> Family | None:
+    """The family named for the site, or the one given for all where it fits."""
+    if families is None or isinstance(families, Mapping):
+        return families.get(name) if families else None
+    local = any(frame.name == DATA for frame in site["cond_indep_stack"])
+    return families if local or fits(families, site["fn"]) else default_family(site["fn"])
+
+
+def _like(value: Tensor) -> Tensor:
+    """A tensor of the dtype and device that the parameters for this value should have."""
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _plates(name: str, site: Site) -> list[Any]:
@@ -241,4 +256,4 @@ def _no_family(sites: Sequence[str], local: Sequence[str]) -> str:
 def _key(name: str) -> str:
     """A site's name as a module name: torch allows no dots there, and no names of its own methods."""
     name = name.replace(".", "/")
-    return f"{name}/" if hasattr(nn.ModuleDict, name) else name
+    return f"{name}/" if hasattr(nn.ModuleDict(), name) else name

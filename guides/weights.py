@@ -29,7 +29,11 @@ def is_real(prior: Distribution) -> bool:
 
 def is_positive(prior: Distribution) -> bool:
     """Whether the prior lives on the positive half line, element by element."""
-    return getattr(_base(prior.support), "lower_bound", None) == 0 and not hasattr(_base(prior.support), "upper_bound")
+    base = _base(prior.support)
+    bound = getattr(base, "lower_bound", None)
+    if base.is_discrete or bound is None or hasattr(base, "upper_bound"):
+        return False
+    return bool((torch.as_tensor(bound) == 0).all())
 
 
 def fits(family: Callable[..., nn.Module], prior: Distribution) -> bool:
@@ -74,7 +78,7 @@ class MeanField(nn.Module):
         self.real = is_real(prior)
         self.loc = nn.Parameter(start(prior, spread, bias=bias_scale is not None))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(scale)))
-        if bias_scale is not None:
+        if bias_scale is not None and len(prior.event_shape) == 2:
             self.log_scale.data[..., -1, :] = math.log(bias_scale)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
@@ -109,7 +113,10 @@ class Point(nn.Module):
 class SiteFullRank(nn.Module):
     """One multivariate normal over all elements of a real site, L L^T with L lower triangular."""
 
-    fits = staticmethod(is_real)
+    @staticmethod
+    def fits(prior: Distribution) -> bool:
+        """A real site of one element or more per event."""
+        return is_real(prior) and len(prior.event_shape) > 0
 
     def __init__(
         self,
@@ -120,7 +127,7 @@ class SiteFullRank(nn.Module):
         spread: float | None = None,
     ) -> None:
         super().__init__()
-        _require(is_real(prior), "SiteFullRank needs a site on the real line", prior)
+        _require(self.fits(prior), "SiteFullRank needs a site on the real line with an event shape", prior)
         self.event_dim = len(prior.event_shape)
         self.loc = nn.Parameter(start(prior, spread))
         self.tril = Tril(prior.batch_shape, prior.event_shape.numel(), scale)
@@ -323,6 +330,8 @@ def continuous(prior: Distribution) -> Any:
         return biject_to(prior.support)
     except NotImplementedError:
         kind = type(prior).__name__
+        if prior.support is not None and not prior.support.is_discrete:
+            raise ValueError(f"no family for {kind}: no bijection from R^n to its support {prior.support}") from None
         raise ValueError(
             f"no family for a discrete site ({kind}, support {prior.support}): enumerate it in the model "
             f'(infer={{"enumerate": "parallel"}} with TraceEnum_ELBO) or give it a family of its own'

@@ -28,12 +28,14 @@
 # 6. solve three exercises (solutions are below each of them; fold their headings first).
 #
 # You need probability (Gaussians, Kullback-Leibler divergence) and some PyTorch. Every statement below that can be
-# checked is checked by an `assert` in the cell that follows or precedes it: if it were wrong, the notebook would stop.
+# checked is checked by an `assert` in the cell that follows or precedes it: if it were wrong, the notebook would
+# stop.
 
 # %%
 import math
 import os
 import warnings
+from functools import partial
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")  # ArviZ announces its next version
 warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
@@ -45,7 +47,7 @@ import pandas as pd  # noqa: E402
 import pyro  # noqa: E402
 import torch  # noqa: E402
 from IPython.display import display  # noqa: E402
-from pyro.distributions import Gamma, Laplace, MultivariateNormal, Normal  # noqa: E402
+from pyro.distributions import Laplace, MultivariateNormal, Normal  # noqa: E402
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO  # noqa: E402
 from pyro.infer.autoguide import AutoMultivariateNormal  # noqa: E402
 from torch import nn  # noqa: E402
@@ -76,14 +78,14 @@ GUIDE_DRAWS = 1000 if SMALL else 4000
 # %% [markdown]
 # ## 1. A model with a known answer
 #
-# Linear regression with $K=3$ outputs. The inputs $X$ are $20\times4$, the weights $W$ are $4\times3$, and each output
-# has a noise variance $\sigma_j^2$ that is *known*:
+# Linear regression with $K=3$ outputs. The inputs $X$ are $20\times4$, the weights $W$ are $4\times3$, and each
+# output has a noise variance $\sigma_j^2$ that is *known*:
 #
 # $$W_{ij}\sim N(0,1),\qquad Y_{nj}\mid W\sim N\big((XW)_{nj},\ \sigma_j^2\big).$$
 #
 # In code it is an `nn.Module` whose `forward` tells this story. Two helpers of `guides` are used:
-# `guides.linear("W", x, prior)` samples the site `W` and returns `x @ W` (how exactly is up to the guide, see below), and
-# `guides.data_plate` marks the rows as independent.
+# `guides.linear("W", x, prior)` samples the site `W` and returns `x @ W` (how exactly is up to the guide, see below),
+# and `guides.data_plate` marks the rows as independent.
 
 
 # %%
@@ -102,8 +104,8 @@ class Regression(nn.Module):
 
 
 # %% [markdown]
-# The data are made without random numbers, so that everybody has the same. The four inputs have quite different scales
-# and are correlated; the outputs are a linear function of them plus a wave.
+# The data are made without random numbers, so that everybody has the same. The four inputs have quite different
+# scales and are correlated; the outputs are a linear function of them plus a wave.
 
 # %%
 n, i, j = torch.arange(20.0)[:, None], torch.arange(4.0), torch.arange(3.0)
@@ -121,8 +123,8 @@ model = Regression(EACH)
 #
 # $$W_{:j}\mid Y\sim N\big(P_j^{-1}X^\top y_j/\sigma_j^2,\ P_j^{-1}\big),\qquad P_j=I+X^\top X/\sigma_j^2.$$
 #
-# The evidence $p(Y)$ is Gaussian too: column $j$ of $Y$ has covariance $\sigma_j^2I+XX^\top$. We write the posterior as one
-# Gaussian over all 12 weights (`FullNormal`, row-major order).
+# The evidence $p(Y)$ is Gaussian too: column $j$ of $Y$ has covariance $\sigma_j^2I+XX^\top$. We write the posterior
+# as one Gaussian over all 12 weights (`FullNormal`, row-major order).
 
 
 # %%
@@ -148,8 +150,8 @@ exact, evidence = exact_posterior(EACH), log_evidence(EACH)
 print(f"log evidence {evidence:.5f} nats")
 
 # %% [markdown]
-# A check that costs one line. By Bayes' rule $\log p(W)+\log p(Y\mid W)-\log p(W\mid Y)=\log p(Y)$ for *every* $W$, so
-# the left side must not depend on the draw, and must be the evidence.
+# A check that costs one line. By Bayes' rule $\log p(W)+\log p(Y\mid W)-\log p(W\mid Y)=\log p(Y)$ for *every* $W$,
+# so the left side must not depend on the draw, and must be the evidence.
 
 # %%
 W = exact.sample((5,))  # five draws, (5, 4, 3)
@@ -167,8 +169,8 @@ assert torch.allclose(log_prior + log_likelihood - exact.log_prob(W), torch.tens
 #
 # the gap between bound and evidence is exactly what $q$ misses. Here we can compute it, since we know the posterior.
 #
-# `train` below is the same for every guide. The bound belongs to the guide: if the guide knows its
-# Kullback-Leibler divergence to the prior in closed form (`mean_field` is true), Pyro's `TraceMeanField_ELBO` uses it; else
+# `train` below is the same for every guide. The bound belongs to the guide: if the guide knows its Kullback-Leibler
+# divergence to the prior in closed form (`mean_field` is true), Pyro's `TraceMeanField_ELBO` uses it; else
 # `Trace_ELBO` estimates it by sampling. Sixteen draws per step lower the noise of the gradient.
 
 
@@ -188,8 +190,8 @@ def train(guide, model=model, steps=STEPS):
 #
 # * **MeanField**: every weight has its own mean and standard deviation; all are independent.
 # * **MatrixNormal**: weight $W_{ij}$ has standard deviation $r_ic_j$: one factor per input, one per output.
-# * **MatrixNormalTril**: any covariance $U$ between inputs, one scale per output: $\mathrm{cov}(W_{ij},W_{i'j'})=U_{ii'}V_{jj'}$,
-#   $V$ diagonal.
+# * **MatrixNormalTril**: any covariance $U$ between inputs, one scale per output:
+#   $\mathrm{cov}(W_{ij},W_{i'j'})=U_{ii'}V_{jj'}$, $V$ diagonal.
 # * **full rank**: one Gaussian over all 12 weights, Pyro's own `AutoMultivariateNormal`, wrapped by `guides.Auto`.
 
 # %%
@@ -203,9 +205,9 @@ fits["full rank"] = train(guides.Auto(AutoMultivariateNormal, model, batch))
 # %% [markdown]
 # ### Against the exact posterior
 #
-# What did each learn? `law` reads $q(W)$ out of a trained guide, and `KL(q || exact)` is its gap to the evidence, free of
-# simulation noise. `Fit.elbo` estimates the same bound by simulation, as one would have to do without an exact answer;
-# the two must agree.
+# What did each learn? `law` reads $q(W)$ out of a trained guide, and `KL(q || exact)` is its gap to the evidence,
+# free of simulation noise. `Fit.elbo` estimates the same bound by simulation, as one would have to do without an
+# exact answer; the two must agree.
 
 
 # %%
@@ -254,15 +256,15 @@ display(pd.DataFrame(rows).set_index("guide").round(3))
 # %% [markdown]
 # Read the table row by row. "sd ratio" is the guide's standard deviation over the exact one.
 #
-# * All four find the posterior **means** (up to training noise). For a Gaussian posterior that is a theorem: the best mean
-#   does not depend on the covariance structure.
-# * **MeanField** makes the standard deviations too small. Its best variance of a weight is $1/(P_j)_{ii}$, the variance
-#   *given all the other weights*, which is never larger than the marginal variance $(P_j^{-1})_{ii}$.
+# * All four find the posterior **means** (up to training noise). For a Gaussian posterior that is a theorem: the best
+#   mean does not depend on the covariance structure.
+# * **MeanField** makes the standard deviations too small. Its best variance of a weight is $1/(P_j)_{ii}$, the
+#   variance *given all the other weights*, which is never larger than the marginal variance $(P_j^{-1})_{ii}$.
 # * **MatrixNormal** has the largest gap, although it looks more structured. Section 3 says why.
 # * **MatrixNormalTril** has correlations, but the same ones for every output, since $V$ only rescales. Here the noise
 #   differs between outputs, and so do the exact correlations.
-# * **full rank** contains the exact posterior. What remains is training, not the family: it has the most parameters and
-#   the noisiest gradient.
+# * **full rank** contains the exact posterior. What remains is training, not the family: it has the most parameters
+#   and the noisiest gradient.
 
 # %%
 MEAN, GAP = (0.3, 0.5) if SMALL else (0.1, 0.1)  # training noise: exact sd, nats. Fewer steps leave more of it
@@ -285,8 +287,8 @@ assert differs > 0.1
 # %% [markdown]
 # ### Against NUTS
 #
-# Mostly there is no exact answer, and the reference is a long Markov chain. `lab.nuts` runs Pyro's No-U-Turn sampler on
-# the same text of the model. (`jit_compile` translates the model once; the sampler calls it thousands of times.)
+# Mostly there is no exact answer, and the reference is a long Markov chain. `lab.nuts` runs Pyro's No-U-Turn sampler
+# on the same text of the model. (`jit_compile` translates the model once; the sampler calls it thousands of times.)
 
 # %%
 JIT = {"jit_compile": True, "ignore_jit_warnings": True}
@@ -303,11 +305,11 @@ assert summary["r_hat"].max() < (1.15 if SMALL else 1.05)
 assert not chains.sample_stats.diverging.any()
 
 # %% [markdown]
-# **R-hat** compares the spread between chains with the spread within them: near 1, the chains have forgotten where they
-# started. **ESS** says how many independent draws the chain is worth.
+# **R-hat** compares the spread between chains with the spread within them: near 1, the chains have forgotten where
+# they started. **ESS** says how many independent draws the chain is worth.
 #
-# For a *guide* R-hat says nothing. Its draws are independent by construction, so R-hat is 1 however bad the guide is. Let us
-# cut the draws of the mean-field guide into four "chains":
+# For a *guide* R-hat says nothing. Its draws are independent by construction, so R-hat is 1 however bad the guide is.
+# Let us cut the draws of the mean-field guide into four "chains":
 
 # %%
 drawn = lab.to_arviz(fits["MeanField"], batch, draws=4 * GUIDE_DRAWS)  # one chain: lab does not pretend
@@ -353,9 +355,10 @@ plt.show()
 # %% [markdown]
 # ## 3. Why a diagonal matrix normal cannot beat mean field
 #
-# A matrix normal with diagonal covariances $U=\mathrm{diag}(r^2)$, $V=\mathrm{diag}(c^2)$ makes all weights independent, with
-# variances $\mathrm{var}(W_{ij})=r_i^2c_j^2$. That is *mean field, with a table of variances of rank one*. So every
-# `MatrixNormal` is a `MeanField`, and not the other way round. The best of a smaller family cannot be better:
+# A matrix normal with diagonal covariances $U=\mathrm{diag}(r^2)$, $V=\mathrm{diag}(c^2)$ makes all weights
+# independent, with variances $\mathrm{var}(W_{ij})=r_i^2c_j^2$. That is *mean field, with a table of variances of
+# rank one*. So every `MatrixNormal` is a `MeanField`, and not the other way round. The best of a smaller family
+# cannot be better:
 #
 # $$\max\mathrm{ELBO}(\text{diagonal matrix normal})\ \le\ \max\mathrm{ELBO}(\text{mean field}).$$
 #
@@ -400,7 +403,7 @@ def best_gaps(variances):
 for title, variances in {"own noise": EACH, "common noise": COMMON}.items():
     mean_field, diagonal = best_gaps(variances)
     print(
-        f"{title:13} mean field {mean_field:.8f}   diagonal {diagonal:.8f}   difference {diagonal - mean_field:.8f} nats"
+        f"{title:13} mean field {mean_field:.8f}, diagonal {diagonal:.8f}, difference {diagonal - mean_field:.8f} nats"
     )
 
 mean_field, diagonal = best_gaps(EACH)
@@ -408,9 +411,10 @@ assert abs(diagonal - mean_field - 0.42035049) < 1e-7  # the digits given
 assert abs(np.subtract(*best_gaps(COMMON))) < 1e-9  # rounding
 
 # %% [markdown]
-# If all outputs share the noise, all $P_j$ are the same, the table $1/\Pi_{ij}$ does not depend on $j$, so it has rank one, and the
-# two families have the same optimum. As soon as the noise differs, a weak input (small column of $X$) has the same variance in
-# every output (the prior's), while a strong one follows the noise. A product $r_i^2c_j^2$ cannot do both.
+# If all outputs share the noise, all $P_j$ are the same, the table $1/\Pi_{ij}$ does not depend on $j$, so it has
+# rank one, and the two families have the same optimum. As soon as the noise differs, a weak input (small column of
+# $X$) has the same variance in every output (the prior's), while a strong one follows the noise. A product
+# $r_i^2c_j^2$ cannot do both.
 #
 # Did training find these optima? It must end at or above them, and near.
 
@@ -432,17 +436,17 @@ panels[0].set_ylabel("sd, best diagonal matrix normal")
 plt.show()
 
 # %% [markdown]
-# So what is a matrix normal good for? With diagonal covariances: fewer parameters ($dk+d+k$ against $2dk$). With a *full* row
-# covariance (`MatrixNormalTril`): correlations between inputs, and then it is no longer inside mean field. If a
-# diagonal matrix normal scores better than mean field somewhere, it was trained better, started better, or
+# So what is a matrix normal good for? With diagonal covariances: fewer parameters ($dk+d+k$ against $2dk$). With a
+# *full* row covariance (`MatrixNormalTril`): correlations between inputs, and then it is no longer inside mean field.
+# If a diagonal matrix normal scores better than mean field somewhere, it was trained better, started better, or
 # scored on something else than the bound; its optimum is not better.
 
 # %% [markdown]
 # ## 4. A network, where single weights mean nothing
 #
 # Real data now: scikit-learn's diabetes set, one input (body mass index) and the first 60 training rows. The model is
-# `zoo.matrix_gaussian.Model`: one hidden layer of 8 rectified units, weights $N(0,1)$, unknown noise precision $\tau$ with a
-# Gamma prior. No exact posterior is known; the reference is NUTS.
+# `zoo.matrix_gaussian.Model`: one hidden layer of 8 rectified units, weights $N(0,1)$, unknown noise precision $\tau$
+# with a Gamma prior. No exact posterior is known; the reference is NUTS.
 
 # %%
 everything, _, test = vmg.data("diabetes", features=["bmi"])
@@ -454,8 +458,8 @@ print(f"x: body mass index in {rows60.units['x'].split(';')[0]};  y: {rows60.uni
 net_chains = lab.nuts(net, data, chains=CHAINS, draws=DRAWS, warmup=WARMUP, **JIT)
 
 # %% [markdown]
-# The four guides, in the same four lines; only the name of the model has changed. `W1`, `W2` get the family we name, and the
-# positive site `tau` keeps a Gamma. (`net.start()` lets $q(\tau)$ start at the scale of $y$.)
+# The four guides, in the same four lines; only the name of the model has changed. `W1`, `W2` get the family we name,
+# and the positive site `tau` keeps a Gamma. (`net.start()` lets $q(\tau)$ start at the scale of $y$.)
 
 
 # %%
@@ -475,9 +479,9 @@ net_fits["full rank"] = train_net(guides.Auto(AutoMultivariateNormal, net, data,
 # %% [markdown]
 # ### Permute the hidden units
 #
-# Number the hidden units in another order: permute the columns of $W_1$ and, in the same way, the rows of $W_2$. The network
-# computes the same function and has the same prior probability. So the posterior has $8!$ identical copies of everything,
-# and "the posterior mean of weight $(1,3)$" is a statement about a numbering.
+# Number the hidden units in another order: permute the columns of $W_1$ and, in the same way, the rows of $W_2$. The
+# network computes the same function and has the same prior probability. So the posterior has $8!$ identical copies of
+# everything, and "the posterior mean of weight $(1,3)$" is a statement about a numbering.
 
 # %%
 weights = {site: torch.tensor(net_chains.posterior[site].values).flatten(0, 1) for site in ("W1", "W2", "tau")}
@@ -495,8 +499,8 @@ assert torch.allclose(before.lp, after.lp, rtol=1e-9)
 
 # %% [markdown]
 # A chain that mixes visits all numberings, so all units look alike in it. A guide commits itself to one numbering.
-# Here are the posterior means of the eight output weights: under NUTS they are the same but for Monte Carlo error, under the
-# guide they are whatever the start made of them. Neither is wrong, and comparing them number by number is.
+# Here are the posterior means of the eight output weights: under NUTS they are the same but for Monte Carlo error,
+# under the guide they are whatever the start made of them. Neither is wrong, and comparing them number by number is.
 
 # %%
 by_unit = pd.DataFrame(
@@ -578,33 +582,50 @@ display(pd.DataFrame(rows).set_index("guide").T)
 print(f"rise of the mean from {values[0]} to {values[2]} under NUTS: {rise['NUTS']:.1f}")
 
 # %% [markdown]
-# Two things to see, the same for all four guides and more so for those without correlations between weights:
+# Two things to see, the same for all four guides (the table says how much):
 #
-# * The mean function is **too flat**. With 60 data the weights are hardly determined one by one; a guide that cannot hold
-#   on to their correlations pays for the Kullback-Leibler divergence of every weight that leaves the prior, and so lets
-#   the function sink towards the prior mean.
-# * The band is **too wide** where the data are, although the same guides make the *weights* too certain. In the posterior the errors of several
-#   weights cancel in $f$; if the weights are independent, nothing cancels.
-#
-# Would a test score have told us? Scores on 44 test rows, from `lab.compare` (log-likelihood in nats per datum, RMSE in
-# units of $y$, bound in nats per training datum):
+# * The mean function is **too flat**. A likely reason: with 60 data the weights are hardly determined one by one, every
+#   weight that leaves the prior costs Kullback-Leibler divergence, and a Gaussian that sits on one numbering of the
+#   units gets less likelihood for that price than the posterior does. So the function sinks towards the prior mean.
+# * The band is **too wide** where the data are, although in section 2 such guides made single weights too certain. In
+#   the posterior the errors of several weights cancel in $f$. If the dependence is lost, nothing cancels. A check with
+#   the chain itself: shuffle the draws of every weight separately, which keeps each weight's distribution and destroys
+#   all dependence, and look at the band again.
 
 # %%
-for name in ("MeanField", "MatrixNormal", "MatrixNormalTril"):
+for name in net_fits:
     assert rise[name] < rise["NUTS"]  # flatter
     assert f[name].std(0)[POINTS[1]] > f["NUTS"].std(0)[POINTS[1]]  # wider in the middle of the data
 
+
+def shuffled(draws):
+    """Every element permuted over the draws on its own; draws (S, ...)."""
+    return draws.gather(0, torch.rand(draws.shape).argsort(0))
+
+
+lab.seed(0)
+independent = {site: shuffled(draws) for site, draws in weights.items()}
+wide = predictive.condition(net, independent, {"x": grid}).outputs["y"].mean[:, POINTS[1], 0].std()
+print(f"sd of {values[1]}: NUTS {f['NUTS'][:, POINTS[1]].std():.1f}, the same draws without dependence {wide:.1f}")
+assert wide > 1.3 * f["NUTS"][:, POINTS[1]].std()
+
+# %% [markdown]
+# Would a test score have told us? Scores on the test rows, from `lab.compare`: log-likelihood in nats per datum, RMSE
+# in units of $y$, bound in nats per training datum.
+
+# %%
 scores = lab.compare(net_fits, test, draws=GUIDE_DRAWS).frame.drop(columns="seconds")  # seconds differ from run to run
 display(scores)
 spread = scores["log-lik"].astype(float).max() - scores["log-lik"].astype(float).min()
 print(
-    f"test log-likelihoods differ by {spread:.3f} nats per datum, the rises of the mean by a factor of {rise['NUTS'] / rise['MeanField']:.1f}"
+    f"test log-likelihoods differ by {spread:.3f} nats per datum; "
+    f"the mean rises {rise['NUTS'] / rise['MeanField']:.1f} times as much under NUTS as under MeanField"
 )
 assert spread < 0.1
 
 # %% [markdown]
-# The noise of the data hides it: the band of $f$ is narrow beside the noise of $y$. A test score on noisy data is a blunt instrument for
-# posteriors; compare functionals with a reference when there is one.
+# The noise of the data hides it: the band of $f$ is narrow beside the noise of $y$. A test score on noisy data is a
+# blunt instrument for posteriors; compare functionals with a reference when there is one.
 
 # %% [markdown]
 # ## 5. What `lab.fit` refuses
@@ -637,9 +658,9 @@ except guides.GuideError as refusal:
     print(f"GuideError: {refusal}")
 
 # %% [markdown]
-# **The wrong bound for the order.** A model with two latents per datum, $z_2\to z_1\to x$, and a guide that recognises them from
-# the bottom, $q(z_1\mid x)\,q(z_2\mid z_1)$. Here `TraceMeanField_ELBO` would take each Kullback-Leibler divergence against a prior
-# that belongs to another draw, and the result need not be the bound.
+# **The wrong bound for the order.** A model with two latents per datum, $z_2\to z_1\to x$, and a guide that
+# recognises them from the bottom: $q(z_1\mid x)\,q(z_2\mid z_1)$. As $q$ we take the *exact* posterior,
+# $z_1\mid x\sim N(\tfrac23x,\tfrac23)$ and $z_2\mid z_1\sim N(\tfrac12z_1,\tfrac12)$.
 
 
 # %%
@@ -651,41 +672,40 @@ class TwoLatents(nn.Module):
             pyro.sample("x", Normal(z1, 1.0), obs=x)
 
 
-observed = {"x": torch.tensor([-2.0, 0.5, 3.0])}
-lab.seed(0)
-bottom_up = guides.Guide(TwoLatents(), observed, latents=guides.NormalEncoder, given={"z1": ("x",), "z2": ("z1",)})
-try:
-    lab.fit(TwoLatents(), bottom_up, [observed], TraceMeanField_ELBO(), epochs=1)
-    raise AssertionError("was not refused")
-except lab.MeanFieldOrder as refusal:
-    print(f"MeanFieldOrder: {refusal}")
-assert not bottom_up.mean_field  # so bound_for(bottom_up) would have chosen Trace_ELBO
-lab.check(TwoLatents(), bottom_up, observed, Trace_ELBO())
-
-# %% [markdown]
-# How wrong would it have been? Take the *exact* posterior as guide: $z_1\mid x\sim N(\tfrac23x,\tfrac23)$,
-# $z_2\mid z_1\sim N(\tfrac12z_1,\tfrac12)$. Its bound is the evidence, $x\sim N(0,3)$, whatever is drawn.
-
-
-# %%
-class Exact(nn.Module):
+class BottomUp(nn.Module):
     def forward(self, x):
         with guides.data_plate(len(x)):
             z1 = pyro.sample("z1", Normal(2 * x / 3, math.sqrt(2 / 3)))
             pyro.sample("z2", Normal(z1 / 2, math.sqrt(1 / 2)))
 
 
+observed = {"x": torch.tensor([-2.0, 0.5, 3.0])}
+try:
+    lab.fit(TwoLatents(), BottomUp(), [observed], TraceMeanField_ELBO(), epochs=1)
+    raise AssertionError("was not refused")
+except lab.MeanFieldOrder as refusal:
+    print(f"MeanFieldOrder: {refusal}")
+
+# %% [markdown]
+# How wrong would it have been? The guide is exact, so its bound is the evidence, $x\sim N(0,3)$, whatever is drawn.
+# `TraceMeanField_ELBO` adds up one divergence per site. It takes
+# $\mathrm{KL}\big(q(z_1\mid x)\,\|\,p(z_1\mid z_2)\big)$ as if $z_2$ had been drawn before $z_1$ and independently of
+# it; here $z_2$ was drawn from $z_1$.
+
+
+# %%
 def simulate(bound):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro warns about the order, and goes on
-        return -torch.tensor([bound.loss(TwoLatents(), Exact(), **observed) for _ in range(300)])
+        return -torch.tensor([bound.loss(TwoLatents(), BottomUp(), **observed) for _ in range(300)])
 
 
 truth = Normal(0.0, math.sqrt(3.0)).log_prob(observed["x"]).sum().item()
 right, wrong = simulate(Trace_ELBO()), simulate(TraceMeanField_ELBO())
 error = wrong.std().item() / math.sqrt(len(wrong))
 print(
-    f"log evidence {truth:.3f}   Trace_ELBO {right.mean():.3f}   TraceMeanField_ELBO {wrong.mean():.3f} ± {error:.3f} nats"
+    f"log evidence {truth:.3f} nats, Trace_ELBO {right.mean():.3f}, "
+    f"TraceMeanField_ELBO {wrong.mean():.3f} ± {error:.3f}"
 )
 assert (right - truth).abs().max() < 1e-8  # every draw, up to rounding
 assert abs(wrong.mean() - truth) > 5 * error
@@ -696,17 +716,18 @@ assert abs(wrong.mean() - truth) > 5 * error
 # ### (a) Your own family
 #
 # A family is any callable `(prior, context) -> nn.Module` whose `forward(context)` returns $q$. Write a mean field of
-# **Laplace** distributions, $q(w)=\prod_i\mathrm{Laplace}(w_i;m_i,b_i)$, and swap it into the model of section 1. Before you run it:
-# how far below Gaussian mean field will its best bound be? (Hint: only the variance of $q$ enters
+# **Laplace** distributions, $q(w)=\prod_i\mathrm{Laplace}(w_i;m_i,b_i)$, and swap it into the model of section 1.
+# Before you run it: how far below Gaussian mean field will its best bound be? (Hint: only the variance of $q$ enters
 # $E_q\log p$, and the entropy of a Laplace with standard deviation $s$ is $\log(\sqrt2\,e\,s)$.)
 
 # %% [markdown]
 # #### Solution (a)
 #
-# $E_q\log p(W\mid Y)$ is quadratic in $W$, so for independent weights it depends on means and variances only. The same means
-# and standard deviations are best as for the Gaussian; the entropy is lower by
-# $\tfrac12\log(2\pi e)-\log(\sqrt2\,e)=\tfrac12(\log\pi-1)$ per weight. No closed-form divergence from a Laplace to this prior is
-# registered, so `Guide` reports `mean_field=False` and `bound_for` takes the sampled bound. Nothing else changes.
+# $E_q\log p(W\mid Y)$ is quadratic in $W$, so for independent weights it depends on means and variances only. The
+# same means and standard deviations are best as for the Gaussian; the entropy is lower by
+# $\tfrac12\log(2\pi e)-\log(\sqrt2\,e)=\tfrac12(\log\pi-1)$ per weight. No closed-form divergence from a Laplace to
+# this prior is registered, so `Guide` reports `mean_field=False` and `bound_for` takes the sampled bound. Nothing
+# else changes.
 
 
 # %%
@@ -729,7 +750,8 @@ as_gauss = guides.distributions.FactorNormal(q.mean, q.variance.sqrt())  # the G
 loss = 12 * (math.log(math.pi) - 1) / 2
 laplace_gap = kl_divergence(as_gauss, exact).item() + loss
 print(
-    f"predicted gap {best_gaps(EACH)[0] + loss:.4f}, trained {laplace_gap:.4f} nats; {loss:.4f} more than Gaussian mean field"
+    f"predicted gap {best_gaps(EACH)[0] + loss:.4f}, trained {laplace_gap:.4f} nats; "
+    f"{loss:.4f} more than Gaussian mean field"
 )
 assert 0 <= laplace_gap - (best_gaps(EACH)[0] + loss) < GAP
 
@@ -740,16 +762,17 @@ assert abs(log_ratio.mean().item() - laplace_gap) < 5 * log_ratio.std().item() /
 # %% [markdown]
 # ### (b) Two outputs share their noise
 #
-# Let the noise variances be $(0.3, 0.3, 1.8)$. Which of MeanField, MatrixNormal and MatrixNormalTril will be closest to the posterior?
-# Will the gap of MatrixNormalTril be larger or smaller than in section 2? Will MatrixNormal now equal MeanField? Predict, then measure.
+# Let the noise variances be $(0.3, 0.3, 1.8)$. Which of MeanField, MatrixNormal and MatrixNormalTril will be closest
+# to the posterior? Will the gap of MatrixNormalTril be larger or smaller than in section 2? Will MatrixNormal now
+# equal MeanField? Predict, then measure.
 
 # %% [markdown]
 # #### Solution (b)
 #
-# MatrixNormalTril misses only what differs *between* outputs: with equal noise everywhere it contains the posterior. Two equal
-# outputs and a third that is closer than before: its gap shrinks, but not to zero. The table $\Pi$ has two equal columns, but the third
-# is not a multiple of them, so its rank is 2 and MatrixNormal stays below MeanField. For the prediction of MatrixNormalTril, iterate
-# $U=\big(\tfrac1K\sum_jv_jP_j\big)^{-1}$, $v_j=D/\mathrm{tr}(P_jU)$.
+# MatrixNormalTril misses only what differs *between* outputs: with equal noise everywhere it contains the posterior.
+# Two equal outputs and a third that is closer than before: its gap shrinks, but not to zero. The table $\Pi$ has two
+# equal columns, but the third is not a multiple of them, so its rank is 2 and MatrixNormal stays below MeanField. For
+# the prediction of MatrixNormalTril, iterate $U=\big(\tfrac1K\sum_jv_jP_j\big)^{-1}$, $v_j=D/\mathrm{tr}(P_jU)$.
 
 
 # %%
@@ -781,17 +804,18 @@ assert tril_gaps[EACH] > tril_gaps[SHARED] > tril_gaps[COMMON] and abs(tril_gaps
 # %% [markdown]
 # ### (c) Start and scale
 #
-# Every family takes `scale`, the standard deviation at which it starts; the default is $e^{-3}$. Fit `MatrixNormal` to the
-# network of section 4 with `functools.partial(guides.MatrixNormal, scale=1.0)` (where the authors of the method start) and with the
-# default. Look at the learning curves and at the noise of the first gradients. Explain.
+# Every family takes `scale`, the standard deviation at which it starts; the default is $e^{-3}$. Fit `MatrixNormal`
+# to the network of section 4 with `functools.partial(guides.MatrixNormal, scale=1.0)` (where the authors of the
+# method start) and with the default. Look at the learning curves and at the noise of the first gradients. Explain.
 
 # %% [markdown]
 # #### Solution (c)
 #
-# With standard deviation 1 every weight is drawn from something like the prior, and the prediction is mostly noise at first: the gradient of the
-# means drowns in it. With $e^{-3}$ the first steps are nearly those of an ordinary network, and the standard deviations
-# grow later to where the bound wants them. It is the same family and the same bound, so the difference is one of speed; but in a network,
-# where the bound has several optima, a start may also decide which of them is found.
+# With standard deviation 1 every weight is drawn from something like the prior, and the prediction is mostly noise at
+# first: the gradient of the means drowns in it. With $e^{-3}$ the first steps are nearly those of an ordinary
+# network, and the standard deviations grow later to where the bound wants them. It is the same family and the same
+# bound, so the difference is one of speed; but in a network, where the bound has several optima, a start may also
+# decide which of them is found.
 
 
 # %%
@@ -807,9 +831,7 @@ def gradient_noise(guide, repeats=100):
 curves, first = {}, {}
 for title, scale in {"scale 1": 1.0, "scale exp(-3)": math.exp(-3)}.items():
     lab.seed(1)
-    guide = guides.Guide(
-        net, data, weights=lambda prior, context, s=scale: guides.MatrixNormal(prior, scale=s), start=start
-    )
+    guide = guides.Guide(net, data, weights=partial(guides.MatrixNormal, scale=scale), start=start)
     first[title] = gradient_noise(guide)
     curves[title] = train_net(guide).losses
 

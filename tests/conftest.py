@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors are small: threads would only get in one another's way
+
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:

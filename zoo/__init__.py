@@ -40,6 +40,8 @@ def paper(name: str) -> ModuleType | SimpleNamespace:
 
 def _own(name: str) -> SimpleNamespace:
     module_name, _, class_name = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise PaperError(f"{module_name!r} is no name of a module; give it as module:Model")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, whatever started the interpreter
     try:

@@ -65,11 +65,22 @@ def _check_sites(latents: dict[str, Any], guided: dict[str, Any], observed: dict
 
 def _check_scale(name: str, model_site: Any, guide_site: Any) -> None:
     p, q = (torch.as_tensor(site["scale"], dtype=torch.float64) for site in (model_site, guide_site))
-    if p.shape != q.shape or not torch.allclose(p, q):
+    if not _close(p, q):
         raise PlateScale(
-            f"site {name!r} is scaled by {p.tolist():.6g} in the model and {q.tolist():.6g} in the guide: "
+            f"site {name!r} is scaled by {_shown(p)} in the model and {_shown(q)} in the guide: "
             "their plates must declare the same size N (guides.data_plate), and a scale around one belongs around both"
         )
+
+
+def _close(p: torch.Tensor, q: torch.Tensor) -> bool:
+    try:
+        return torch.allclose(*torch.broadcast_tensors(p, q))
+    except RuntimeError:  # shapes that do not broadcast
+        return False
+
+
+def _shown(scale: torch.Tensor) -> str:
+    return f"{scale.item():.6g}" if scale.dim() == 0 else f"a tensor of shape {tuple(scale.shape)}"
 
 
 def _check_mean_field(latents: dict[str, Any], guided: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +88,10 @@ class Fit:
         batches = list(_at(self.batches, 0)) if batch is None else [batch]
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
-        with torch.no_grad():
-            draws = -torch.stack(
-                [share @ torch.stack([loss(**b).detach().double().cpu() for b in batches]) for _ in range(particles)]
-            )
+        # not under no_grad: TraceEnum_ELBO refuses a loss that needs no gradient
+        draws = -torch.stack(
+            [share @ torch.stack([loss(**b).detach().double().cpu() for b in batches]) for _ in range(particles)]
+        )
         return float(draws.mean()), float(draws.std() / math.sqrt(particles)) if particles > 1 else math.nan
 
 
@@ -150,10 +151,13 @@ def fit(
         TrainingError: see `check`; `NonFiniteLoss` at the first loss that is not finite, naming the site.
     """
     model.to(device), guide.to(device)
+    if iter(batches) is batches:
+        raise TrainingError("these batches can be read only once: give a list of them, or a loader")
     first = _to(next(iter(_at(batches, 0)), None), device)
     if not first:
         raise TrainingError("no batches to train on")
-    result = Fit(model, guide, bound, batches, check(model, guide, first, bound))
+    with _explained(model, guide, first, 0):
+        result = Fit(model, guide, bound, batches, check(model, guide, first, bound))
     loss = bound(model, guide)
     optimise = optimiser or (lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True))
     parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -162,9 +166,11 @@ def fit(
     optim = optimise(parameters, lr=lr)
 
     def step(batch: Batch) -> Tensor:
-        value = loss(**_to(batch, device)) / result.N
+        batch = _to(batch, device)
+        with _explained(model, guide, batch, result.steps):
+            value = loss(**batch) / result.N
         if not torch.isfinite(value):
-            raise NonFiniteLoss(_explain(model, guide, _to(batch, device), result.steps))
+            raise NonFiniteLoss(_explain(model, guide, batch, result.steps) or _no_culprit(result.steps))
         return value
 
     def after_step(value: float) -> None:
@@ -174,9 +180,8 @@ def fit(
 
     def after_epoch() -> None:
         if valid is not None:
-            with torch.no_grad():
-                values = [float(loss(**_to(batch, device))) / result.N for batch in valid]
-            result.valid.append(sum(values) / len(values))
+            values = [(float(loss(**_to(batch, device)).detach()), rows(batch)) for batch in valid]
+            result.valid.append(sum(v * n for v, n in values) / sum(n for _, n in values) / result.N)
 
     total = epochs * _length(batches)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
@@ -199,7 +204,10 @@ def run(stages: Sequence[Stage]) -> None:
 
 def _take(stage: Stage, batch: Batch) -> None:
     if stage.optimiser is None:
-        stage.after_step(float(stage.step(batch)))
+        value = float(stage.step(batch))
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"{stage.name}: a step gave {value}; its own updates have been made")
+        stage.after_step(value)
         return
     stage.optimiser.zero_grad()
     loss = stage.step(batch)
@@ -213,7 +221,25 @@ def _take(stage: Stage, batch: Batch) -> None:
     stage.after_step(loss.item())
 
 
-def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str:
+@contextmanager
+def _explained(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> Iterator[None]:
+    """Pyro's validation meets NaN before the loss does; then name the site, too."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except ValueError as error:
+        reason = _explain(model, guide, batch, step)
+        if reason is None:
+            raise
+        raise NonFiniteLoss(reason) from error
+
+
+def _no_culprit(step: int) -> str:
+    return f"loss not finite at step {step + 1}; every site was finite on a fresh draw, so try a smaller lr"
+
+
+def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str | None:
     """Which site's log-probability is not finite."""
     with pyro.validation_enabled(False):
         of_model, of_guide = paired_sites(model, guide, batch)
@@ -224,7 +250,7 @@ def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str
                     f"loss not finite at step {step + 1}: the log-probability of site {name!r} in the {where} is not "
                     "finite; parameters are those before the step (try a smaller lr, or look at the data)"
                 )
-    return f"loss not finite at step {step + 1}; every site was finite on a fresh draw, so try a smaller lr"
+    return None
 
 
 def _at(batches: Batches, epoch: int) -> Batches:
