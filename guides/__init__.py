@@ -9,19 +9,17 @@ from guides.auto import Auto
 from guides.encoders import NormalEncoder
 from guides.guide import Guide
 from guides.linear import linear, weight_space
+from guides.sides import Diagonal, LowRank, Tril
 from guides.sites import GuideError, data_plate
 from guides.weights import (
-    Diagonal,
     Gamma,
     LogNormal,
-    LowRank,
     MatrixNormal,
     MatrixNormalLowRank,
     MatrixNormalTril,
     MeanField,
     Point,
     SiteFullRank,
-    Tril,
 )
 
 __all__ = [

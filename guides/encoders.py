@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.weights import constrain, continuous
+from guides.supports import constrain, continuous
 
 
 class NormalEncoder(nn.Module):

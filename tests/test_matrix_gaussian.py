@@ -226,10 +226,10 @@ def test_gaps_of_mean_field_and_of_the_diagonal_law(case: str, gap: float, furth
     torch.testing.assert_close(measured, torch.tensor([gap, further]), rtol=0, atol=1e-7)
 
 
-def climb(family: nn.Module, case: str) -> float:
+def climb(family: nn.Module, case: str, *, steps: int = 150) -> float:
     """The highest exact bound that LBFGS reaches from where the family stands."""
     optimiser = torch.optim.LBFGS(
-        family.parameters(), max_iter=150, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        family.parameters(), max_iter=steps, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
@@ -264,16 +264,18 @@ def test_every_diagonal_matrix_normal_is_a_mean_field_with_the_same_bound(case: 
         assert exact_bound(law, case) <= exact_bound(at_the_mean, case) <= best
 
 
-def train(name: str, case: str, *, particles: int = 1, epochs: int, lr: float) -> float:
-    """Train by `lab.fit`; the exact bound of the q it ends on."""
+def train(name: str, case: str, *, particles: int, epochs: int, lr: float, warm: int = 0) -> float:
+    """Train by `lab.fit`, after some steps of `climb`; the exact bound of the q it ends on."""
     model, batch = KnownNoise(VARIANCES[case]), anchors.batch()
     if name == "AutoMultivariateNormal":
         guide: Any = guides.Auto(AutoMultivariateNormal, model, batch, init_scale=0.3)
     else:
-        guide = guides.Guide(model, batch, weights=partial(FAMILIES[name], scale=1.0))
-    kind = type(matrix_gaussian.bound(guide))
-    bound = kind(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
-    lab.fit(model, guide, [batch], bound, epochs=epochs, lr=lr, decay=1e-3)
+        guide = guides.Guide(model, batch, weights=partial(FAMILIES[name], scale=1.0 if warm else 0.3))
+        if warm:
+            climb(guide.q["W"], case, steps=warm)
+    bound = type(matrix_gaussian.bound(guide))
+    several = {"num_particles": particles, "vectorize_particles": True, "max_plate_nesting": 1}
+    lab.fit(model, guide, [batch], bound(**several if particles > 1 else {}), epochs=epochs, lr=lr, decay=1e-3)
     with torch.no_grad():
         if name != "AutoMultivariateNormal":
             return float(exact_bound(guide.q["W"](None), case))
@@ -288,12 +290,25 @@ def test_quick_training_comes_near_the_optimum(name: str) -> None:
     assert -0.01 < reached - optimum(name, "common") <= 1e-7
 
 
+# with local reparametrisation one particle is enough; without it twenty keep Adam's noise down; low rank of less than
+# d - 1 has local optima up to 1.5 nats below the best, so training refines a start in the right basin
+PLAIN = {"particles": 1, "epochs": 6000, "lr": 0.03}
+SEVERAL = {"particles": 20, "epochs": 2000, "lr": 0.1}
+WARM = {"particles": 20, "epochs": 800, "lr": 0.03, "warm": 20}
+RECIPES: dict[str, dict[str, Any]] = {
+    "SiteFullRank": SEVERAL,
+    "AutoMultivariateNormal": SEVERAL,
+    "MatrixNormalLowRank-2": WARM,
+    "MatrixNormalLowRank-1": WARM,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.equation("mg.10", "mg.12", "mg.24", "mg.25")
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name in OPTIMA for case in VARIANCES])
 def test_trained_bounds_are_those_of_the_table(name: str, case: str) -> None:
-    """Adam .03 with a cosine leaves a few thousandths of a nat; the exact bound cannot exceed the optimum."""
-    reached = train(name, case, epochs=6000, lr=0.03)
+    """Adam with a cosine leaves up to a hundredth of a nat; the exact bound cannot exceed the optimum."""
+    reached = train(name, case, **RECIPES.get(name, PLAIN))
     assert -0.03 < reached - optimum(name, case) <= 1e-6
 
 

@@ -15,9 +15,8 @@ from rich.progress import Progress
 from rich.table import Table as RichTable
 
 if TYPE_CHECKING:
+    from zoo.lab.comparison import Comparison
     from zoo.lab.experiments import Recipe
-    from zoo.lab.report import Comparison
-    from zoo.lab.tables import Split
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 110)  # a pipe has no width of its own
@@ -139,24 +138,19 @@ def fit(
     With --out, writes the posterior for ArviZ, the parameters, the scores and a page.
     """
     import zoo
-    from zoo import lab
-    from zoo.lab import experiments
-    from zoo.lab.report import compare
+    from zoo.lab import experiments, runs
 
     if folder is not None and folder.exists():
-        raise experiments.ExperimentError(f"{folder} exists already; give a new folder to --out")
+        raise FileExistsError(f"{folder} exists already; give a new folder to --out")
     paper = zoo.paper(paper_name)
     recipe = _recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
-    parts = experiments.open_data(paper, data, split, _target(target))
+    parts = experiments.open_data(paper, data, split, target)
     trained = experiments.train_cell(paper, parts, split, guide, recipe)
-    name = guide or "the paper's own"
-    test = parts.test.to(dtype=_dtype(dtype))
-    found = compare({name: trained}, test, draws=draws)
-    _describe(found, paper, paper_name, data, [parts], [trained], recipe)
+    found = experiments.describe(paper, paper_name, [parts], {guide or "the paper's own": [trained]}, recipe)
     _tell(found, as_json)
     if folder is not None:
-        _save(folder, trained, found, lab.to_arviz(trained, test.to(device=device), draws=max(draws, 1000)))
-        err.print(f"wrote {folder}")
+        runs.save(folder, trained, found, parts.test.to(dtype=_dtype(dtype)), draws=max(draws, 1000))
+        err.print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -218,53 +212,21 @@ def main() -> None:
 def _compare(
     paper_name: str, data: str, guides: str, splits: int, recipe: Recipe, jobs: int | None, target: str | None = None
 ) -> Comparison:
-    import zoo
     from zoo.lab import experiments
-    from zoo.lab.report import compare
 
     names = [name.strip() for name in guides.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise experiments.ExperimentError("--guides takes different names, separated by commas")
-    paper = zoo.paper(paper_name)
-    parts = [experiments.open_data(paper, data, split, _target(target)) for split in range(splits)]
-    model = experiments.build_model(paper, parts[0].train, recipe.model)
-    for name in names:
-        experiments.build_guide(name, model, parts[0].train.peek())
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{len(names)} guides x {splits} splits", total=None)
-        fits = experiments.train_grid(
+        return experiments.run(
             paper_name,
-            parts,
+            data,
             names,
+            splits,
             recipe,
+            target=target,
             jobs=jobs or os.cpu_count() or 1,
             done=lambda finished, total: progress.update(task, completed=finished, total=total),
         )
-    tests = [part.test.to(dtype=_dtype(recipe.dtype)) for part in parts]
-    found = compare(fits, tests, draws=recipe.draws)
-    _describe(found, paper, paper_name, data, parts, fits[names[0]], recipe)
-    return found
-
-
-def _describe(
-    found: Comparison, paper: Any, paper_name: str, data: str, parts: list[Split], fits: list[Any], recipe: Recipe
-) -> None:
-    """What the table is about, what the paper has to remark on it, and the exact evidence where there is one."""
-    train = parts[0].train
-    found.paper, found.data = paper_name, train.name
-    found.title = found.title or f"{paper_name} on {train.name}"
-    options = ", ".join(f"{key}={value}" for key, value in recipe.model.items()) or "the model's defaults"
-    found.about = [
-        f"Data: {train.provenance}.",
-        f"Model: {options}. Each guide: {recipe.epochs_for(train)} epochs of Adam, batch {recipe.batch}, "
-        f"rate {recipe.lr:g} falling to {recipe.lr * recipe.decay:g}, seed {recipe.seed}, {recipe.draws} draws.",
-    ]
-    if hasattr(paper, "remarks"):
-        found.about += paper.remarks(fits[0].model)
-    if hasattr(paper, "evidence"):
-        known = [paper.evidence(fit.model, part.train) for fit, part in zip(fits, parts, strict=True)]
-        if None not in known:
-            found.add_evidence(known)
 
 
 def _show(found: list[Comparison], page: Path, *, title: str) -> None:
@@ -286,22 +248,6 @@ def _write(found: list[Comparison], page: Path, *, title: str) -> None:
     from zoo.lab import report
 
     err.print(f"wrote {report.page(found, page, title=title)}", highlight=False, soft_wrap=True)
-
-
-def _save(folder: Path, trained: Any, found: Comparison, posterior: Any) -> None:
-    """All or nothing: a folder of another name, renamed when it is complete."""
-    from safetensors.torch import save_file
-
-    from zoo.lab import report
-
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    state = trained.bound(trained.model, trained.guide).state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, partial / "parameters.safetensors")
-    posterior.to_netcdf(str(partial / "posterior.nc"))
-    (partial / "scores.json").write_text(json.dumps(found.to_dict(), indent=2))
-    report.page([found], partial / "report.html", title=found.title)
-    partial.rename(folder)
 
 
 def _recipe(
@@ -364,10 +310,6 @@ def _check_device(name: str | None) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here ({reason}); leave it out for the CPU") from error
-
-
-def _target(target: str | None) -> dict[str, str]:
-    return {} if target is None else {"target": target}
 
 
 def _where(thing: Any) -> str:

@@ -3,8 +3,8 @@
 from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.chains import nuts
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
+from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
-from zoo.lab.report import compare
 from zoo.lab.training import Fit, NonFiniteLoss, Stage, fit, run, seed
 
 __all__ = [

@@ -17,6 +17,7 @@ from pyro.infer import Trace_ELBO, autoguide
 from torch import nn
 
 import guides
+from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import Split, Table, load
 from zoo.lab.training import Fit, fit, seed
 
@@ -138,8 +139,9 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
     return make(train, **options) if make else paper.Model(**options)
 
 
-def open_data(paper: Any, name: str, split: int, options: Mapping[str, Any]) -> Split:
+def open_data(paper: Any, name: str, split: int, target: str | None = None) -> Split:
     """One split of a data set, through the paper's own `data` where it has one."""
+    options: dict[str, Any] = {} if target is None else {"target": target}
     return getattr(paper, "data", load)(name, split=split, **options)
 
 
@@ -186,3 +188,55 @@ def _one_cell(paper_name: str, split: Split, index: int, guide_name: str, recipe
         return train_cell(paper(paper_name), split, index, guide_name, recipe)
     finally:
         torch.set_num_threads(threads)
+
+
+def run(
+    paper_name: str,
+    data: str,
+    guide_names: Sequence[str],
+    splits: int,
+    recipe: Recipe,
+    *,
+    target: str | None = None,
+    jobs: int = 1,
+    done: Callable[[int, int], None] = lambda finished, total: None,
+) -> Comparison:
+    """The whole of a comparison: data, fits, scores, and what belongs beside them.
+
+    All guides are built once before anything is trained, so that a wrong name costs no time.
+    """
+    from zoo import paper as find
+
+    paper = find(paper_name)
+    if not guide_names or len(set(guide_names)) < len(guide_names):
+        raise ExperimentError("a comparison takes different guides, each named once")
+    parts = [open_data(paper, data, split, target) for split in range(splits)]
+    model = build_model(paper, parts[0].train, recipe.model)
+    for name in guide_names:
+        build_guide(name, model, parts[0].train.peek())
+    fits = train_grid(paper_name, parts, guide_names, recipe, jobs=jobs, done=done)
+    return describe(paper, paper_name, parts, fits, recipe)
+
+
+def describe(
+    paper: Any, paper_name: str, parts: Sequence[Split], fits: Mapping[str, Sequence[Fit]], recipe: Recipe
+) -> Comparison:
+    """Score the fits, and say beside the scores what was trained, what the paper remarks, and the exact evidence."""
+    tests = [part.test.to(dtype=getattr(torch, recipe.dtype)) for part in parts]
+    found = compare(fits, tests, draws=recipe.draws)
+    train = parts[0].train
+    found.paper, found.data, found.title = paper_name, train.name, f"{paper_name} on {train.name}"
+    options = ", ".join(f"{key}={value}" for key, value in recipe.model.items()) or "the model's defaults"
+    found.about = [
+        f"Data: {train.provenance}.",
+        f"Model: {options}. Each guide: {recipe.epochs_for(train)} epochs of Adam, batch {recipe.batch}, "
+        f"rate {recipe.lr:g} falling to {recipe.lr * recipe.decay:g}, seed {recipe.seed}, {recipe.draws} draws.",
+    ]
+    models = [fit.model for fit in next(iter(fits.values()))]
+    if hasattr(paper, "remarks"):
+        found.about += paper.remarks(models[0])
+    if hasattr(paper, "evidence"):
+        known = [paper.evidence(model, part.train) for model, part in zip(models, parts, strict=True)]
+        if None not in known:
+            found.add_evidence(known)
+    return found

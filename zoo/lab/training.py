@@ -56,6 +56,15 @@ class Fit:
     seconds: float = 0.0
 
     @property
+    def device(self) -> torch.device:
+        """Where the guide is."""
+        return next((p.device for p in self.guide.parameters()), torch.device("cpu"))
+
+    def first_batch(self) -> Batch:
+        """The first training batch, where the guide is."""
+        return _to(next(iter(_at(self.batches, 0))), self.device)
+
+    @property
     def parameters(self) -> int:
         """Number of variational parameters: those of the guide."""
         return sum(p.numel() for p in self.guide.parameters())
@@ -85,7 +94,7 @@ class Fit:
         On one batch if it is given, otherwise on the training data, batch by batch.
         """
         loss = self.bound(self.model, self.guide)
-        batches = list(_at(self.batches, 0)) if batch is None else [batch]
+        batches = [_to(b, self.device) for b in (_at(self.batches, 0) if batch is None else [batch])]
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
         # not under no_grad: TraceEnum_ELBO refuses a loss that needs no gradient

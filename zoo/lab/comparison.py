@@ -1,0 +1,327 @@
+"""Compare trained guides on the same test data: `compare` gives a table, JSON and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from pyro.distributions import Delta
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from torch.distributions import kl_divergence
+
+from guides.sites import kl_registered, paired_sites
+from zoo.lab import figures, scores
+from zoo.lab.predictive import Draws, Output, draw
+from zoo.lab.tables import Table
+from zoo.lab.training import Fit
+
+VARIANT = "log of the mean predictive density over draws of all latents (loglik_mixture)"
+
+
+@dataclass
+class Score:
+    """One guide on all splits. Lists are in the order of the splits; log-likelihood and bound in nats per datum.
+
+    Attributes:
+        loglik: test log-likelihood, `scores.loglik_mixture`, in the units of y.
+        rmse: test RMSE in the units of y; empty for classes.
+        error: test error rate; empty for regression.
+        elbo: the bound on the training data; empty where it is none (point estimates).
+        kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
+    """
+
+    guide: str
+    parameters: int
+    loglik: list[float] = field(default_factory=list)
+    rmse: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    converged: list[bool] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """What `compare` found. Prints as a table; `frame` for notebooks, `to_dict` for programs, `page` for people."""
+
+    scores: list[Score]
+    splits: int
+    paper: str = ""
+    data: str = ""
+    title: str = ""
+    about: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    evidence: list[float] = field(default_factory=list)
+    pictures: list[tuple[str, Figure]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, Callable[[Score], str]]:
+        """Heading -> text of a cell, for the columns that mean something here."""
+        first = self.scores[0]
+        columns: dict[str, Callable[[Score], str]] = {
+            "guide": lambda s: s.guide,
+            "log-lik": lambda s: _interval(s.loglik),
+        }
+        if self.splits > 1:
+            columns[f"minus {first.guide}"] = lambda s: "" if s is first else _interval(_minus(s.loglik, first.loglik))
+        if first.rmse:
+            columns["RMSE"] = lambda s: _interval(s.rmse)
+        if first.error:
+            columns["error"] = lambda s: _interval(s.error)
+        columns["bound"] = lambda s: _interval(s.elbo) if s.elbo else "no bound"
+        if self.evidence:
+            columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo else ""
+        columns["parameters"] = lambda s: f"{s.parameters:,}"
+        columns["seconds"] = lambda s: f"{np.mean(s.seconds):.1f}"
+        return columns
+
+    def gaps(self, score: Score) -> list[float]:
+        """Exact log evidence minus bound, in nats for the data set: what the guide leaves on the table."""
+        return [n * (e - b) for n, e, b in zip(self.sizes, self.evidence, score.elbo, strict=True)]
+
+    def add_evidence(self, evidence: Sequence[float]) -> None:
+        """Set the exact log evidence of each split (nats for the data set) and draw it into the learning curves."""
+        self.evidence = [value / n for value, n in zip(evidence, self.sizes, strict=True)]
+        self.pictures[0] = (
+            self.pictures[0][0] + " The exact log evidence is a horizontal line.",
+            figures.learning_curves(self.losses, self.evidence[0]),
+        )
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are: units, variants, errors."""
+        errors = f"mean ± standard error over {self.splits} splits, differences paired"
+        parts = [
+            "one split, no standard error" if self.splits < 2 else errors,
+            f"log-lik: {VARIANT}, nats per test datum",
+            "bound: nats per training datum",
+        ]
+        return "; ".join(parts + ["gap: exact log evidence minus bound, nats for all data"] * bool(self.evidence))
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as text, one row for each guide."""
+        columns = self.columns()
+        return pd.DataFrame([{head: cell(s) for head, cell in columns.items()} for s in self.scores]).set_index("guide")
+
+    def __str__(self) -> str:
+        return self.frame.to_string()
+
+    def _repr_html_(self) -> str:
+        return self.frame.to_html()
+
+    def rich(self) -> RichTable:
+        """The table for a terminal."""
+        columns = self.columns()
+        table = RichTable(title=self.title or None, caption=self.caption, box=SIMPLE_HEAD, pad_edge=False)
+        for i, head in enumerate(columns):
+            table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+        for score in self.scores:
+            table.add_row(*(cell(score) for cell in columns.values()))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole comparison as JSON values: mean, standard error (None below two splits) and all values."""
+        return {
+            "paper": self.paper,
+            "data": self.data,
+            "splits": self.splits,
+            "units": {"loglik": f"nats per datum, {VARIANT}", "rmse": "units of y", "elbo": "nats per datum"},
+            **({"evidence": _summary(self.evidence)} if self.evidence else {}),
+            "results": [self._result(score) for score in self.scores],
+            "notes": self.notes,
+        }
+
+    def _result(self, score: Score) -> dict[str, Any]:
+        return {
+            "cell": {"guide": score.guide},
+            "loglik": _summary(score.loglik),
+            "rmse": _summary(score.rmse),
+            **({"error": _summary(score.error)} if score.error else {}),
+            "elbo": _summary(score.elbo),
+            "parameters": score.parameters,
+            "seconds": float(np.mean(score.seconds)),
+            "converged": score.converged,
+            "kl": score.kl,
+        }
+
+
+def compare(
+    fits: Mapping[str, Fit | Sequence[Fit]], test: Table | Sequence[Table], *, draws: int = 200, particles: int = 20
+) -> Comparison:
+    """Score trained guides on test data.
+
+    Args:
+        fits: {guide: Fit, or one Fit for each split}.
+        test: the test table, or one for each split.
+        draws: predictive draws per score. particles: passes over the training data per bound.
+
+    Returns:
+        The `Comparison`, with figures of the first split.
+    """
+    tests = [test] if isinstance(test, Table) else list(test)
+    runs = {name: [fit] if isinstance(fit, Fit) else list(fit) for name, fit in fits.items()}
+    first: dict[str, Draws] = {}
+    found = []
+    for name, mine in runs.items():
+        score = Score(name, mine[0].parameters)
+        for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
+            drawn = draw(fit.model, fit.guide, table.to(device=fit.device).all(), draws)
+            first.setdefault(name, drawn)
+            _score(score, fit, drawn, particles)
+            if split == 0:
+                score.kl = kl_by_site(fit)
+        found.append(score)
+    comparison = Comparison(found, len(tests))
+    comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
+    comparison.losses = {name: mine[0].losses for name, mine in runs.items() if is_bound(mine[0])}
+    comparison.notes = _notes(found, runs, tests)
+    comparison.pictures = _pictures(comparison.losses, runs, first, tests[0])
+    return comparison
+
+
+def kl_by_site(fit: Fit) -> dict[str, float]:
+    """KL(q || prior) of every global site in nats, where it is known in closed form (one draw of its parents)."""
+    p, q = paired_sites(fit.model, fit.guide, fit.first_batch())
+    known = {}
+    for name, site in q.items():
+        if name not in p or site["cond_indep_stack"] or _is_delta(site["fn"]):
+            continue
+        if kl_registered(site["fn"], p[name]["fn"]):
+            known[name] = float(kl_divergence(site["fn"], p[name]["fn"]).detach().sum())
+    return known
+
+
+def is_bound(fit: Fit) -> bool:
+    """Whether the fit's loss is an evidence bound: not if a site is a bare point mass (its density is missing)."""
+    _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
+    joint = any(site["infer"].get("is_auxiliary") for site in q.values())
+    return joint or not any(_is_delta(site["fn"]) for site in q.values())
+
+
+def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
+    out = _observed(drawn)
+    assert out.log_prob is not None and out.value is not None
+    score.loglik.append(scores.loglik_mixture(out.log_prob.double()))
+    if out.value.is_floating_point():
+        score.rmse.append(scores.rmse(out.value, out.mean.mean(0)))
+    else:
+        score.error.append(scores.error_rate(out.value, out.mean.mean(0)))
+    if is_bound(fit):
+        score.elbo.append(fit.elbo(particles=particles)[0] / fit.N)
+    score.seconds.append(fit.seconds)
+    score.converged.append(fit.converged)
+
+
+def _observed(drawn: Draws) -> Output:
+    return next(out for out in drawn.outputs.values() if out.value is not None)
+
+
+def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Sequence[Table]) -> list[str]:
+    """What a reader should be told before believing the table."""
+    notes = []
+    for score in found:
+        unfinished = score.converged.count(False)
+        if unfinished:
+            notes.append(
+                f"{score.guide}: the loss was still falling (or too short to tell) on {unfinished} of "
+                f"{len(score.converged)} splits; more epochs may change its row"
+            )
+        for site, kl in score.kl.items():
+            if site.startswith("W") and kl < 0.1:
+                notes.append(f"{score.guide}: q({site}) has returned to its prior (KL {kl:.3f} nats)")
+    if found[0].rmse:
+        constant = [_rmse_of_mean(fit, table) for fit, table in zip(next(iter(runs.values())), tests, strict=True)]
+        for score in found:
+            if np.mean(score.rmse) > 0.98 * np.mean(constant):
+                notes.append(
+                    f"{score.guide}: RMSE {np.mean(score.rmse):.4g} is no better than predicting the training mean "
+                    f"({np.mean(constant):.4g})"
+                )
+    return notes
+
+
+def _rmse_of_mean(fit: Fit, table: Table) -> float:
+    y = torch.cat([batch["y"] for batch in fit.batches])
+    return scores.rmse(table["y"].to(y), y.mean(0))
+
+
+def _pictures(
+    losses: Mapping[str, Sequence[float]], runs: Mapping[str, Sequence[Fit]], first: Mapping[str, Draws], test: Table
+) -> list[tuple[str, Figure]]:
+    pictures = []
+    if losses:
+        alt = f"Learning curves: the bound in nats per datum against optimiser steps for {', '.join(losses)}."
+        pictures.append((alt, figures.learning_curves(losses)))
+    outs = {name: _observed(drawn) for name, drawn in first.items()}
+    value = next(iter(outs.values())).value
+    assert value is not None
+    if value.is_floating_point():
+        y = value.reshape(len(value), -1)[:, 0].cpu().numpy()
+        bands = {
+            name: out.sample.reshape(*out.sample.shape[:2], -1)[..., 0].cpu().numpy() for name, out in outs.items()
+        }
+        alt = f"Ninety per cent predictive bands against the test data of the first split for {', '.join(bands)}."
+        pictures.append((alt, figures.predictive_bands(y, bands, unit=test.units.get("y", ""))))
+    else:
+        chosen = {name: out.mean.mean(0).gather(-1, value[:, None])[:, 0].cpu().numpy() for name, out in outs.items()}
+        alt = f"Histograms of the predictive probability of the true class for {', '.join(chosen)}."
+        pictures.append((alt, figures.true_class_probability(chosen)))
+    return pictures + _correlation_picture(list(losses), runs, first)
+
+
+def _correlation_picture(
+    spread: Sequence[str], runs: Mapping[str, Sequence[Fit]], first: Mapping[str, Draws]
+) -> list[tuple[str, Figure]]:
+    """One site of 4 to 60 elements under two guides: the first, and the one with most parameters."""
+    if len(spread) < 2:
+        return []
+    pair = [spread[0], max(spread[1:], key=lambda name: runs[name][0].parameters)]
+    sizes = {site: value[0].numel() for site, value in first[pair[0]].latents.items() if site in first[pair[1]].latents}
+    sites = [site for site, size in sizes.items() if 4 <= size <= 60]
+    if not sites:
+        return []
+    site = max(sites, key=lambda site: sizes[site])
+    values = {name: first[name].latents[site].flatten(1).cpu().numpy() for name in pair}
+    alt = f"Posterior correlation matrices of site {site} under {pair[0]} and {pair[1]} side by side."
+    return [(alt, figures.correlations(values, site))]
+
+
+def _is_delta(law: Any) -> bool:
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, Delta)
+
+
+def _minus(values: Sequence[float], reference: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(values, reference, strict=True)]
+
+
+def _interval(values: Sequence[float]) -> str:
+    mean, error = scores.mean_and_error(list(values))
+    digits = 3 if abs(mean) < 100 else 1
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    if not values:
+        return {"mean": None, "se": None, "values": None}
+    mean, error = scores.mean_and_error(list(values))
+    return {
+        "mean": _finite(mean),
+        "se": None if error is None else _finite(error),
+        "values": [_finite(v) for v in values],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None  # JSON has no NaN
