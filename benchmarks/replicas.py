@@ -17,6 +17,8 @@ from pyro.infer import trace_elbo, trace_mean_field_elbo
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from zoo.lab.training import adam
+
 
 @contextmanager
 def vectorisable() -> Iterator[None]:
@@ -60,7 +62,7 @@ def fit(
         The loss of every replica at every step, nats per datum, (steps, replicas).
     """
     parameters, buffers = stack_module_state(list(losses))
-    optimiser = torch.optim.Adam(parameters.values(), lr=lr, fused=True)
+    optimiser = adam(parameters.values(), lr)
     steps = epochs * len(batches[0])
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=decay * lr)
 

@@ -79,7 +79,7 @@ def same_start(eager: Eager, pyro: nn.Module) -> None:
         family.row.log_scale.data.copy_(eager.log_r[layer])
         family.col.log_scale.data.copy_(eager.log_c[layer])
     q["tau"].log_concentration.data.copy_(eager.log_a)
-    q["tau"].log_rate.data.copy_(eager.log_b)
+    q["tau"].log_mean.data.copy_(eager.log_a - eager.log_b)
 
 
 def cpu_seconds(step: Callable[[], None]) -> float:

@@ -207,7 +207,11 @@ class MatrixNormalLowRank(MatrixNormal):
 
 
 class Gamma(nn.Module):
-    """Gamma(a, b), rate b, for positive sites; starts at a Gamma prior, otherwise at a = b = 1."""
+    """Gamma(a, b), rate b, for positive sites; starts at a Gamma prior, otherwise at a = b = 1.
+
+    Parametrised by its mean a / b and its shape a, which are orthogonal in Fisher's metric. In (a, b) the mean ties the
+    two together and the shape hardly moves: with 400 data, thousands of steps end nats below the optimum.
+    """
 
     fits = staticmethod(is_positive)
 
@@ -217,15 +221,16 @@ class Gamma(nn.Module):
         self.event_dim = len(prior.event_shape)
         concentration, rate = gamma_start(prior)
         self.log_concentration = nn.Parameter(concentration.log())
-        self.log_rate = nn.Parameter(rate.log())
+        self.log_mean = nn.Parameter(concentration.log() - rate.log())
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return q(site)."""
-        return dist.Gamma(self.log_concentration.exp(), self.log_rate.exp()).to_event(self.event_dim)
+        rate = (self.log_concentration - self.log_mean).exp()
+        return dist.Gamma(self.log_concentration.exp(), rate).to_event(self.event_dim)
 
     def start_at(self, value: Tensor) -> None:
         """Move the mean to a value of the site, keeping the shape a."""
-        self.log_rate.data.copy_(self.log_concentration - value.log())
+        self.log_mean.data.copy_(value.log())
 
 
 class LogNormal(nn.Module):

@@ -70,9 +70,9 @@ plt.rcParams.update({"axes.spines.right": False, "font.size": 9})
 
 # %%
 SMALL = os.environ.get("ZOO_NOTEBOOK_STEPS") == "small"
-STEPS, RATE = (400, 0.1) if SMALL else (1500, 0.05)  # optimiser steps and learning rate, linear model
-NET_STEPS = 300 if SMALL else 2000
-CHAINS, WARMUP, DRAWS = (2, 60, 80) if SMALL else (4, 200, 300)
+STEPS, RATE = (500, 0.1) if SMALL else (1500, 0.05)  # optimiser steps and learning rate, linear model
+NET_STEPS = 300 if SMALL else 1500
+CHAINS, WARMUP, DRAWS = (2, 50, 80) if SMALL else (4, 150, 250)
 GUIDE_DRAWS = 1000 if SMALL else 4000
 
 # %% [markdown]
@@ -427,7 +427,14 @@ assert 0 <= gaps["MeanField"] - mean_field < GAP and 0 <= gaps["MatrixNormal"] -
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), sharex=True, sharey=True)
 for axes, (title, variances) in zip(panels, {"own noise": EACH, "common noise": COMMON}.items(), strict=True):
     for k, (x, y) in enumerate(zip(*(s.sqrt().T for s in best_variances(variances)), strict=True)):
-        axes.loglog(x, y, "osD"[k], color=PALETTE[k], label=f"output {k + 1}, noise variance {variances[k]}")
+        axes.loglog(
+            x,
+            y,
+            "osD"[k],
+            color=PALETTE[k],
+            markersize=9 - 2.5 * k,
+            label=f"output {k + 1}, noise variance {variances[k]}",
+        )
     axes.axline((0.1, 0.1), (1, 1), color="grey", linewidth=0.8)
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
@@ -444,22 +451,23 @@ plt.show()
 # %% [markdown]
 # ## 4. A network, where single weights mean nothing
 #
-# Real data now: scikit-learn's diabetes set, one input (body mass index) and the first 60 training rows. The model is
+# Real data now: scikit-learn's diabetes set, one input (body mass index) and the first 150 training rows. The model is
 # `zoo.matrix_gaussian.Model`: one hidden layer of 8 rectified units, weights $N(0,1)$, unknown noise precision $\tau$
 # with a Gamma prior. No exact posterior is known; the reference is NUTS.
 
 # %%
 everything, _, test = vmg.data("diabetes", features=["bmi"])
-rows60 = everything.subset(range(60))
-net = vmg.Model.for_data(rows60, hidden=[8], noise="standardised")
-data = rows60.all()
-print(f"x: body mass index in {rows60.units['x'].split(';')[0]};  y: {rows60.units['y']}")
+some_rows = everything.subset(range(150))
+net = vmg.Model.for_data(some_rows, hidden=[8], noise="standardised")
+data = some_rows.all()
+print(f"x: body mass index in {some_rows.units['x'].split(';')[0]};  y: {some_rows.units['y']}")
 
 net_chains = lab.nuts(net, data, chains=CHAINS, draws=DRAWS, warmup=WARMUP, **JIT)
 
 # %% [markdown]
-# The four guides, in the same four lines; only the name of the model has changed. `W1`, `W2` get the family we name,
-# and the positive site `tau` keeps a Gamma. (`net.start()` lets $q(\tau)$ start at the scale of $y$.)
+# The same four guides. `W1`, `W2` get the family we name, and the positive site `tau` keeps a Gamma. (`net.start()`
+# lets $q(\tau)$ start at the scale of $y$.) The bound of a network has many optima, so every guide starts from the
+# same seed: the first three then start at the same means.
 
 
 # %%
@@ -468,12 +476,11 @@ def train_net(guide):
     return lab.fit(net, guide, [data], vmg.bound(guide), epochs=NET_STEPS, lr=0.05, decay=0.01)
 
 
+start, net_fits = net.start(), {}
+for family in (guides.MeanField, guides.MatrixNormal, guides.MatrixNormalTril):
+    lab.seed(0)
+    net_fits[family.__name__] = train_net(guides.Guide(net, data, weights=family, start=start))
 lab.seed(0)
-start = net.start()
-net_fits = {}
-net_fits["MeanField"] = train_net(guides.Guide(net, data, weights=guides.MeanField, start=start))
-net_fits["MatrixNormal"] = train_net(guides.Guide(net, data, weights=guides.MatrixNormal, start=start))
-net_fits["MatrixNormalTril"] = train_net(guides.Guide(net, data, weights=guides.MatrixNormalTril, start=start))
 net_fits["full rank"] = train_net(guides.Auto(AutoMultivariateNormal, net, data, start=start))
 
 # %% [markdown]
@@ -570,7 +577,7 @@ plt.show()
 rise = {name: (draws[:, POINTS[2]] - draws[:, POINTS[0]]).mean().item() for name, draws in f.items()}
 rows = []
 for name, fit in net_fits.items():
-    elbo, error = fit.elbo(data, particles=200)
+    elbo, error = fit.elbo(data, particles=100)
     shift = (f[name].mean(0) - f["NUTS"].mean(0)) / f["NUTS"].std(0)
     ratio = f[name].std(0) / f["NUTS"].std(0)
     rows.append(
@@ -584,10 +591,10 @@ print(f"rise of the mean from {values[0]} to {values[2]} under NUTS: {rise['NUTS
 # %% [markdown]
 # Two things to see, the same for all four guides (the table says how much):
 #
-# * The mean function is **too flat**. A likely reason: with 60 data the weights are hardly determined one by one, every
+# * The mean function is somewhat **too flat**. A likely reason: the data hardly determine the weights one by one, every
 #   weight that leaves the prior costs Kullback-Leibler divergence, and a Gaussian that sits on one numbering of the
 #   units gets less likelihood for that price than the posterior does. So the function sinks towards the prior mean.
-# * The band is **too wide** where the data are, although in section 2 such guides made single weights too certain. In
+# * The band is **too wide**, although in section 2 such guides made single weights too certain. In
 #   the posterior the errors of several weights cancel in $f$. If the dependence is lost, nothing cancels. A check with
 #   the chain itself: shuffle the draws of every weight separately, which keeps each weight's distribution and destroys
 #   all dependence, and look at the band again.
@@ -618,8 +625,8 @@ scores = lab.compare(net_fits, test, draws=GUIDE_DRAWS).frame.drop(columns="seco
 display(scores)
 spread = scores["log-lik"].astype(float).max() - scores["log-lik"].astype(float).min()
 print(
-    f"test log-likelihoods differ by {spread:.3f} nats per datum; "
-    f"the mean rises {rise['NUTS'] / rise['MeanField']:.1f} times as much under NUTS as under MeanField"
+    f"test log-likelihoods differ by {spread:.3f} nats per datum; the sd of {values[2]} under MeanField is "
+    f"{f['MeanField'].std(0)[POINTS[2]] / f['NUTS'].std(0)[POINTS[2]]:.1f} times that under NUTS"
 )
 assert spread < 0.1
 
@@ -725,9 +732,9 @@ assert abs(wrong.mean() - truth) > 5 * error
 #
 # $E_q\log p(W\mid Y)$ is quadratic in $W$, so for independent weights it depends on means and variances only. The
 # same means and standard deviations are best as for the Gaussian; the entropy is lower by
-# $\tfrac12\log(2\pi e)-\log(\sqrt2\,e)=\tfrac12(\log\pi-1)$ per weight. No closed-form divergence from a Laplace to
-# this prior is registered, so `Guide` reports `mean_field=False` and `bound_for` takes the sampled bound. Nothing
-# else changes.
+# $\tfrac12\log(2\pi e)-\log(\sqrt2\,e)=\tfrac12(\log\pi-1)$ per weight. PyTorch knows the divergence from a Laplace to
+# a normal, so `mean_field` stays true; if it did not, `Guide` would say so and `bound_for` would take the sampled
+# bound. There is no `.activation` (see `guides.distributions`), so `guides.linear` samples the weights themselves.
 
 
 # %%
@@ -744,7 +751,7 @@ class LaplaceMeanField(nn.Module):
 
 
 own = guides.Guide(model, batch, weights=LaplaceMeanField)
-assert not own.mean_field
+assert own.mean_field
 q = law(train(own))
 as_gauss = guides.distributions.FactorNormal(q.mean, q.variance.sqrt())  # the Gaussian with the same moments
 loss = 12 * (math.log(math.pi) - 1) / 2
@@ -811,15 +818,15 @@ assert tril_gaps[EACH] > tril_gaps[SHARED] > tril_gaps[COMMON] and abs(tril_gaps
 # %% [markdown]
 # #### Solution (c)
 #
-# With standard deviation 1 every weight is drawn from something like the prior, and the prediction is mostly noise at
-# first: the gradient of the means drowns in it. With $e^{-3}$ the first steps are nearly those of an ordinary
-# network, and the standard deviations grow later to where the bound wants them. It is the same family and the same
-# bound, so the difference is one of speed; but in a network, where the bound has several optima, a start may also
-# decide which of them is found.
+# With standard deviation 1 every weight is drawn from something like the prior: the first predictions are mostly
+# noise, the gradient of the means is noisier, and the bound starts lower. With $e^{-3}$ the first steps are nearly
+# those of an ordinary network, and the standard deviations grow later to where the bound wants them. It is the same
+# family and the same bound, so after enough steps the difference should be small; but in a network, where the bound
+# has several optima, a start may also decide which of them is found. Compare guides from the same start.
 
 
 # %%
-def gradient_noise(guide, repeats=100):
+def gradient_noise(guide, repeats=200):
     """Standard deviation over simulations of the gradient of the means of W1, root mean square over its elements."""
     loss, gradients = vmg.bound(guide)(net, guide), []
     for _ in range(repeats):
@@ -850,4 +857,5 @@ for title, losses in curves.items():
         f"{title:14} noise of the first gradient {first[title]:7.1f}   "
         f"mean bound, first tenth {-np.mean(losses[early]):.3f}, last fifth {-np.mean(losses[late]):.3f} nats per datum"
     )
-assert first["scale 1"] > 3 * first["scale exp(-3)"]
+assert first["scale 1"] > 1.3 * first["scale exp(-3)"]  # a ratio of two simulated numbers, so with room
+assert np.mean(curves["scale 1"][early]) > np.mean(curves["scale exp(-3)"][early])  # losses: a worse bound early on

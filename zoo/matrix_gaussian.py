@@ -47,7 +47,7 @@ from pyro.distributions import Categorical, Gamma, Normal
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from guides import Guide, MatrixNormal, data_plate, distributions, linear
+from guides import Guide, MatrixNormal, covariances, data_plate, distributions, linear
 from zoo.lab import scores
 from zoo.lab.data import DataError, Split, Table, load
 
@@ -119,9 +119,9 @@ class Model(Network):
     ) -> None:
         super().__init__([in_features, *hidden, out_features], N, hyperprior)
         self.noise_shape = float(noise[0])
-        self.register_buffer("noise_rate", torch.as_tensor(noise[1]).expand(out_features).clone())
-        self.register_buffer("y_mean", torch.as_tensor(y_mean))
-        self.register_buffer("y_sd", torch.as_tensor(y_sd))
+        for name, values in (("noise_rate", noise[1]), ("y_mean", y_mean), ("y_sd", y_sd)):
+            numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
+            self.register_buffer(name, numbers.expand(out_features).clone())
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The generative story mg.9. x: (n, D_1); y: (n, K) or None."""
@@ -324,9 +324,14 @@ def _column(t: Tensor) -> Tensor:
 
 EQUATIONS = {
     "mg.1": distributions.MatrixNormal.log_prob,
+    "mg.2": distributions.MatrixNormal,
     "mg.3": distributions.MatrixNormal.rsample,
     "mg.4": distributions.MatrixNormal.entropy,
     "mg.5": distributions,
+    "mg.5a": distributions,
+    "mg.5b": distributions,
+    "mg.7": covariances.TrilCovariance,
+    "mg.8": covariances.LowRankCovariance,
     "mg.9": Network.net,
     "mg.10": bound,
     "mg.11": distributions.MatrixNormal.activation,

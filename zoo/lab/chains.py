@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import arviz as az
-import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 
@@ -38,17 +37,25 @@ def nuts(
     Returns:
         InferenceData with posterior, posterior_predictive, log_likelihood, observed_data, constant_data, sample_stats
         (`lp`, `diverging`), dimensions (chain, draw, ...).
+
+    Raises:
+        ValueError: fewer than 4 draws.
     """
+    if draws < 4:
+        raise ValueError(f"NUTS needs at least 4 draws per chain to be diagnosed, not {draws}")
+    warmup = draws if warmup is None else warmup
     runs = []
     with torch.random.fork_rng(devices=[]):
         for chain in range(chains):
-            pyro.set_rng_seed(1000 * seed + chain)
+            torch.manual_seed(1000 * seed + chain)
             kernel = NUTS(model, **options)
-            sampler = MCMC(kernel, draws, warmup_steps=warmup or draws, num_chains=1, disable_progbar=True)
+            sampler = MCMC(
+                kernel, draws, warmup_steps=draws if warmup is None else warmup, num_chains=1, disable_progbar=True
+            )
             sampler.run(**batch)
-            runs.append((sampler.get_samples(), sampler.diagnostics()))
+            runs.append((sampler.get_samples(), sampler.diagnostics()["divergences"]["chain 0"]))
         parts = [condition(model, samples, batch) for samples, _ in runs]
     diverging = torch.zeros(chains, draws, dtype=torch.bool)
-    for chain, (_, diagnostics) in enumerate(runs):
-        diverging[chain, diagnostics["divergences"]["chain 0"]] = True
+    for chain, (_, divergences) in enumerate(runs):
+        diverging[chain, divergences] = True
     return from_draws(parts, batch, diverging=diverging.numpy())
