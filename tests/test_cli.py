@@ -93,7 +93,7 @@ def test_page_is_self_contained_and_escapes_what_a_file_brings(zoo: Run, csv: st
 def test_linear_model_shows_the_gap_to_the_exact_evidence(zoo: Run) -> None:
     code, out, _ = zoo(
         "compare", "matrix_gaussian", "--guides", "MeanField,SiteFullRank", "--splits", "1", "--hidden", "none",
-        "--epochs", "400", "--batch", "512", "--lr", "0.03", "--dtype", "float64", "--json", "--jobs", "1",
+        "--epochs", "800", "--batch", "512", "--lr", "0.03", "--dtype", "float64", "--json", "--jobs", "1",
     )  # fmt: skip
     found = json.loads(out)
     evidence = found["evidence"]["mean"]

@@ -38,16 +38,25 @@ def paper(name: str) -> ModuleType | SimpleNamespace:
     return importlib.import_module(PAPERS[name])
 
 
+def own_module(name: str) -> ModuleType:
+    """A user's own module, looked for beside the user too, whatever started the interpreter.
+
+    Raises:
+        PaperError: no such module.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ModuleNotFoundError(f"{name!r} is no name of a module")
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise PaperError(f"no module {name!r} here ({error}); give it as module:Model or module:Family") from error
+
+
 def _own(name: str) -> SimpleNamespace:
     module_name, _, class_name = name.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise PaperError(f"{module_name!r} is no name of a module; give it as module:Model")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the user, whatever started the interpreter
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise PaperError(f"no module {module_name!r} here ({error}); give it as module:Model") from error
+    module = own_module(module_name)
     model: Any = getattr(module, class_name, None)
     if not callable(model):
         raise PaperError(f"module {module_name!r} has no class {class_name!r}")

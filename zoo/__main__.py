@@ -51,7 +51,7 @@ def cli() -> None:
 @app.command()
 def demo(
     splits: Annotated[int, typer.Option(min=1, max=20, help="Train/test splits of the diabetes data.")] = 4,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 400,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 250,
     seed: Seed = 0,
     page: Annotated[Path, typer.Option("--out", help="Where to write the HTML page.")] = Path("report/demo.html"),
     jobs: Jobs = None,

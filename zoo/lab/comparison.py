@@ -156,14 +156,14 @@ class Comparison:
 
 
 def compare(
-    fits: Mapping[str, Fit | Sequence[Fit]], test: Table | Sequence[Table], *, draws: int = 200, particles: int = 20
+    fits: Mapping[str, Fit | Sequence[Fit]], test: Table | Sequence[Table], *, draws: int = 200, particles: int = 100
 ) -> Comparison:
     """Score trained guides on test data.
 
     Args:
         fits: {guide: Fit, or one Fit for each split}.
         test: the test table, or one for each split.
-        draws: predictive draws per score. particles: passes over the training data per bound.
+        draws: predictive draws per score. particles: draws of the bound.
 
     Returns:
         The `Comparison`, with figures of the first split.
@@ -308,7 +308,7 @@ def _minus(values: Sequence[float], reference: Sequence[float]) -> list[float]:
 
 def _interval(values: Sequence[float]) -> str:
     mean, error = scores.mean_and_error(list(values))
-    digits = 3 if abs(mean) < 100 else 1
+    digits = 3 if abs(mean) < 10 else 2 if abs(mean) < 100 else 1
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 

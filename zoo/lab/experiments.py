@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 import warnings
@@ -101,11 +100,13 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
 
 def _family(name: str) -> Callable[..., nn.Module] | None:
     if ":" in name:
+        from zoo import own_module
+
         module, _, attribute = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise ExperimentError(f"no family {name!r}: {error}") from error
+        family = getattr(own_module(module), attribute, None)
+        if not callable(family):
+            raise ExperimentError(f"module {module!r} has no family {attribute!r}")
+        return family
     return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
 
 

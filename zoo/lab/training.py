@@ -91,10 +91,10 @@ class Fit:
     def elbo(self, batch: Batch | None = None, *, particles: int = 100) -> tuple[float, float]:
         """The bound in nats for the full data set, and its Monte Carlo standard error over the particles.
 
-        On one batch if it is given, otherwise on the training data, batch by batch.
+        On one batch if it is given, otherwise on the training data: at once if they are few, else batch by batch.
         """
         loss = self.bound(self.model, self.guide)
-        batches = [_to(b, self.device) for b in (_at(self.batches, 0) if batch is None else [batch])]
+        batches = _few([_to(b, self.device) for b in (_at(self.batches, 0) if batch is None else [batch])])
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
         # not under no_grad: TraceEnum_ELBO refuses a loss that needs no gradient
@@ -276,6 +276,14 @@ def _at(batches: Batches, epoch: int) -> Batches:
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch)
     return batches
+
+
+def _few(batches: list[Any]) -> list[Any]:
+    """Up to twenty thousand rows as one batch, whose bound has less noise than the mean over small ones."""
+    tensors = all(isinstance(value, Tensor) for batch in batches for value in batch.values())
+    if not tensors or sum(rows(batch) for batch in batches) > 20_000:
+        return batches
+    return [{key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}]
 
 
 def _length(batches: Batches) -> int:
