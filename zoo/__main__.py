@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.lab.experiments import Recipe
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-out = Console(width=None if sys.stdout.isatty() else 110)  # a pipe has no width of its own
+out = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 err = Console(stderr=True)
 
 DEMO_GUIDES = "MatrixNormal,MatrixNormalLowRank,MeanField,AutoMultivariateNormal,Point"
