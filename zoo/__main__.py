@@ -66,7 +66,7 @@ def demo(
         "matrix_gaussian", "diabetes", DEMO_GUIDES, splits, _recipe(epochs, seed=seed, hidden="20"), jobs
     )
     network.title = f"A network with 20 hidden units on diabetes, {splits} splits"
-    recipe = _recipe(4 * epochs, 512, seed=seed, hidden="none")  # whole batches: as many steps, less noise
+    recipe = _recipe(4 * epochs, 512, 0.03, seed=seed, hidden="none")  # whole batches: as many steps, less noise
     linear = _compare("matrix_gaussian", "diabetes", DEMO_GUIDES, 1, recipe, jobs)
     linear.title = "No hidden layer, one split: the evidence is known exactly"
     _show([network, linear], page, title="pyro-zoo: one model, five guides")

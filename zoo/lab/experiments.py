@@ -224,6 +224,7 @@ def describe(
 ) -> Comparison:
     """Score the fits, and say beside the scores what was trained, what the paper remarks, and the exact evidence."""
     tests = [part.test.to(dtype=getattr(torch, recipe.dtype)) for part in parts]
+    seed(recipe.seed)
     found = compare(fits, tests, draws=recipe.draws)
     train = parts[0].train
     found.paper, found.data, found.title = paper_name, train.name, f"{paper_name} on {train.name}"

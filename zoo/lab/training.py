@@ -76,17 +76,20 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the loss had stopped falling: last tenth against the tenth before, within three standard errors.
+        """Whether the loss had stopped falling over the second half of the run.
 
-        A difference below .001 nats per datum counts as none. Fewer than 100 steps cannot tell, and say False.
+        The fall is the least-squares line's, and counts if it exceeds three standard errors and .001 nats per datum.
+        The half, not the end: a rate that decays to nothing flattens the end of any run. Fewer than 100 steps cannot
+        tell, and say False.
         """
         if len(self.losses) < 100:
             return False
-        n = len(self.losses) // 10
-        losses = torch.tensor(self.losses, dtype=torch.float64)
-        before, last = losses[-2 * n : -n], losses[-n:]
-        error = math.sqrt(float(before.var() + last.var()) / n)
-        return float(before.mean() - last.mean()) < max(3 * error, 1e-3)
+        half = torch.tensor(self.losses[len(self.losses) // 2 :], dtype=torch.float64)
+        time = torch.linspace(-0.5, 0.5, len(half), dtype=torch.float64)
+        fall = -(time @ half) / (time @ time)
+        rest = half - half.mean() + fall * time
+        error = math.sqrt(float((rest @ rest) / (len(half) - 2) / (time @ time)))
+        return float(fall) < max(3 * error, 1e-3)
 
     def elbo(self, batch: Batch | None = None, *, particles: int = 100) -> tuple[float, float]:
         """The bound in nats for the full data set, and its Monte Carlo standard error over the particles.
