@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import init_to_median, init_to_value
+from pyro.infer.autoguide import AutoNormalizingFlow, init_to_median, init_to_value
 from torch import Tensor, nn
 
 from guides.sites import DATA, GuideError, latent_sites, rows
@@ -54,6 +54,8 @@ class Auto(nn.Module):
         frames = {name: site["cond_indep_stack"] for name, site in sites.items()}
         self.local = [name for name in sites if any(frame.name == DATA for frame in frames[name])]
         self.rows = rows(batch) if self.local else None
+        if start and issubclass(guide_class, AutoNormalizingFlow):  # type: ignore[arg-type]
+            raise GuideError(f"{guide_class.__name__} has no place to start at; leave out start=")
         if start:
             options.setdefault("init_loc_fn", partial(init_to_value, values=dict(start), fallback=init_to_median))
         with pyro.settings.context(module_local_params=True), torch.no_grad(), poutine.block():

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from guides.sites import DATA, GuideError, Site, data_plate, kl_registered, latent_sites, rows
+from guides.sites import DATA, GuideError, Site, data_plate, fixed_size, kl_registered, latent_sites, rows
 from guides.weights import default_family, fits
 
 Family = Callable[..., nn.Module]
@@ -82,7 +82,7 @@ class Guide(nn.Module):
             raise GuideError(_no_family(self.prior_sites, self.local))
         # in a tuple, since the model's parameters are not the guide's
         self._model: tuple[Callable[..., Any], ...] = (model,) if self.prior_sites else ()
-        self.N = _fixed_size(model, batch, self.plates, self.local)
+        self.N = fixed_size(model, batch) if self.local else None
         self.order = [name for name in sites if name not in self.local and chosen[name]] + self._order_local(chosen)
         self.q = nn.ModuleDict()
         self._build(sites, chosen, batch)
@@ -225,25 +225,6 @@ def _plates(name: str, site: Site) -> list[Any]:
                 f"(guides.data_plate) so that its latents are local"
             )
     return sorted(frames, key=lambda frame: frame.dim)
-
-
-def _fixed_size(model: Callable[..., Any], batch: Mapping[str, Any], plates: Any, local: Sequence[str]) -> int | None:
-    """N if the model's data plate is fixed, None if it follows the batch: found by a second, shorter prototype."""
-    if not local:
-        return None
-    n = rows(batch)
-    size = next(frame.full_size or frame.size for frame in plates[local[0]] if frame.name == DATA)
-    fewer = torch.arange(n // 2) if n > 1 else torch.zeros(2, dtype=torch.long)
-    short = {
-        key: value[fewer.to(value.device)] if isinstance(value, Tensor) and value.dim() and len(value) == n else value
-        for key, value in batch.items()
-    }
-    try:
-        again = latent_sites(model, short)
-    except (ValueError, RuntimeError):  # a plate of full data refuses other lengths, so it is fixed
-        return size
-    frame = next(frame for frame in again[local[0]]["cond_indep_stack"] if frame.name == DATA)
-    return size if (frame.full_size or frame.size) == size else None
 
 
 def _no_family(sites: Sequence[str], local: Sequence[str]) -> str:

@@ -51,6 +51,26 @@ def paired_sites(
     return _samples(model_trace), _samples(guide_trace)
 
 
+def fixed_size(model: Callable[..., Any], batch: Mapping[str, Any]) -> int | None:
+    """N if the model's data plate is fixed, None if it follows the batch: found by a second, shorter prototype."""
+    size, n = _data_size(model, batch), rows(batch)
+    fewer = torch.arange(n // 2) if n > 1 else torch.zeros(2, dtype=torch.long)
+    short = {
+        key: value[fewer.to(value.device)] if isinstance(value, Tensor) and value.dim() and len(value) == n else value
+        for key, value in batch.items()
+    }
+    try:
+        return size if _data_size(model, short) == size else None
+    except (ValueError, RuntimeError):  # a plate of full data refuses other lengths, so it is fixed
+        return size
+
+
+def _data_size(model: Callable[..., Any], batch: Mapping[str, Any]) -> int | None:
+    sites, _ = paired_sites(model, lambda **_: None, batch)
+    frames = [frame for site in sites.values() for frame in site["cond_indep_stack"] if frame.name == DATA]
+    return max((frame.full_size or frame.size for frame in frames), default=None)
+
+
 def _samples(trace: Any) -> dict[str, Site]:
     """The sample sites of a trace; a subsampled plate is a sample site too, but no random variable."""
     nodes = trace.nodes.items()

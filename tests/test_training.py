@@ -244,7 +244,7 @@ def test_numbers_that_are_not_finite_in_the_inputs_are_named_too(where: int) -> 
     class Regression(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> None:
             w = pyro.sample("w", dist.Normal(0.0, 1.0))
-            with data_plate(len(x)):
+            with data_plate(len(x), 6):
                 pyro.sample("y", dist.Normal(x * w, 1.0), obs=y)
 
     good = {"x": torch.ones(3), "y": torch.ones(3)}

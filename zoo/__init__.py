@@ -24,7 +24,7 @@ class PaperError(ValueError):
 def paper(name: str) -> ModuleType | SimpleNamespace:
     """The paper of that name, or a user's own model given as `module:Model`.
 
-    Of a user's module the names `guide`, `bound` and `data` are taken where it has them.
+    Of a user's module the names of a paper (`guide`, `bound`, `data`, `evidence`, ...) are taken where it has them.
 
     Raises:
         PaperError: unknown name, module that does not import, class that is not there.
@@ -60,5 +60,6 @@ def _own(name: str) -> SimpleNamespace:
     model: Any = getattr(module, class_name, None)
     if not callable(model):
         raise PaperError(f"module {module_name!r} has no class {class_name!r}")
-    own = {key: getattr(module, key) for key in ("guide", "bound", "data") if hasattr(module, key)}
-    return SimpleNamespace(__name__=name, __doc__=module.__doc__, Model=model, EQUATIONS={}, CLAIMS=(), **own)
+    names = ("guide", "bound", "data", "evidence", "remarks", "EQUATIONS", "CLAIMS")
+    own = {key: getattr(module, key) for key in names if hasattr(module, key)}
+    return SimpleNamespace(__name__=name, __doc__=module.__doc__, Model=model, **{"EQUATIONS": {}, "CLAIMS": (), **own})

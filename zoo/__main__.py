@@ -180,9 +180,9 @@ def compare(
     """
     recipe = _recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
     found = _compare(paper_name, data, guides, splits, recipe, jobs, target)
+    _tell(found, as_json)
     if page is not None:
         _write([found], page, title=f"{paper_name}: {guides.replace(',', ', ')} on {found.data}")
-    _tell(found, as_json)
 
 
 def main() -> None:

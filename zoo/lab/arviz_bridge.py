@@ -30,7 +30,8 @@ def to_arviz(fit: Fit, table: Table | Mapping[str, Any], *, draws: int = 1000) -
         `lp` = log p(latents, these data) and `log_q` = log q(latents), nats.
     """
     batch = table.all() if isinstance(table, Table) else table
-    return from_draws([draw(fit.model, fit.guide, batch, draws)], batch)
+    drawn = draw(fit.model, fit.guide, batch, draws)
+    return from_draws([drawn], batch, log_q=_stack([drawn.log_q]))
 
 
 def from_draws(chains: Sequence[Draws], batch: Mapping[str, Any], **sample_stats: np.ndarray) -> az.InferenceData:
@@ -38,8 +39,6 @@ def from_draws(chains: Sequence[Draws], batch: Mapping[str, Any], **sample_stats
     first = chains[0]
     observed = {name: out for name, out in first.outputs.items() if out.value is not None}
     stats = {"lp": _stack([c.lp for c in chains]), **sample_stats}
-    if any(c.log_q.any() for c in chains):
-        stats["log_q"] = _stack([c.log_q for c in chains])
     constant = {k: _numpy(v) for k, v in batch.items() if isinstance(v, Tensor) and k not in observed}
     dims = {name: _dims(name, out.sample.dim() - 1) for name, out in first.outputs.items()}
     dims |= {name: _dims(name, value.ndim) for name, value in constant.items()}

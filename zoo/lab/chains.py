@@ -49,9 +49,7 @@ def nuts(
         for chain in range(chains):
             torch.manual_seed(1000 * seed + chain)
             kernel = NUTS(model, **options)
-            sampler = MCMC(
-                kernel, draws, warmup_steps=draws if warmup is None else warmup, num_chains=1, disable_progbar=True
-            )
+            sampler = MCMC(kernel, draws, warmup_steps=warmup, num_chains=1, disable_progbar=True)
             sampler.run(**batch)
             runs.append((sampler.get_samples(), sampler.diagnostics()["divergences"]["chain 0"]))
         parts = [condition(model, samples, batch) for samples, _ in runs]

@@ -78,7 +78,7 @@ class Comparison:
         if first.error:
             columns["error"] = lambda s: _interval(s.error)
         columns["bound"] = lambda s: _interval(s.elbo) if s.elbo else "no bound"
-        if self.evidence:
+        if self.evidence and any(score.elbo for score in self.scores):
             columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo else ""
         columns["parameters"] = lambda s: f"{s.parameters:,}"
         columns["seconds"] = lambda s: f"{np.mean(s.seconds):.1f}"
@@ -91,10 +91,11 @@ class Comparison:
     def add_evidence(self, evidence: Sequence[float]) -> None:
         """Set the exact log evidence of each split (nats for the data set) and draw it into the learning curves."""
         self.evidence = [value / n for value, n in zip(evidence, self.sizes, strict=True)]
-        self.pictures[0] = (
-            self.pictures[0][0] + " The exact log evidence is a horizontal line.",
-            figures.learning_curves(self.losses, self.evidence[0]),
-        )
+        if self.losses:
+            self.pictures[0] = (
+                self.pictures[0][0] + " The exact log evidence is a horizontal line.",
+                figures.learning_curves(self.losses, self.evidence[0]),
+            )
 
     @property
     def caption(self) -> str:
@@ -204,18 +205,19 @@ def kl_by_site(fit: Fit) -> dict[str, float]:
 def is_bound(fit: Fit) -> bool:
     """Whether the fit's loss is an evidence bound: not if a site is a bare point mass (its density is missing)."""
     _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
-    joint = any(site["infer"].get("is_auxiliary") for site in q.values())
-    return joint or not any(_is_delta(site["fn"]) for site in q.values())
+    auxiliary = [site for site in q.values() if site["infer"].get("is_auxiliary")]
+    return not any(_is_delta(site["fn"]) for site in auxiliary or q.values())
 
 
 def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
     out = _observed(drawn)
     assert out.log_prob is not None and out.value is not None
-    score.loglik.append(scores.loglik_mixture(out.log_prob.double()))
-    if out.value.is_floating_point():
-        score.rmse.append(scores.rmse(out.value, out.mean.mean(0)))
-    else:
+    weight = 0.0 if drawn.local is None else drawn.local.double()
+    score.loglik.append(scores.loglik_mixture(out.log_prob.double() + weight))
+    if drawn.local is None and _has_classes(out):
         score.error.append(scores.error_rate(out.value, out.mean.mean(0)))
+    elif drawn.local is None:  # draws of local latents have seen y: their mean predicts nothing
+        score.rmse.append(scores.rmse(out.value.to(out.mean), out.mean.mean(0)))
     if is_bound(fit):
         score.elbo.append(fit.elbo(particles=particles)[0] / fit.N)
     score.seconds.append(fit.seconds)
@@ -223,7 +225,15 @@ def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
 
 
 def _observed(drawn: Draws) -> Output:
-    return next(out for out in drawn.outputs.values() if out.value is not None)
+    observed = {name: out for name, out in drawn.outputs.items() if out.value is not None}
+    if "y" not in observed and len(observed) != 1:
+        raise ValueError(f"the model observes {sorted(observed)}; scores need one observed site, or one called 'y'")
+    return observed["y"] if "y" in observed else next(iter(observed.values()))
+
+
+def _has_classes(out: Output) -> bool:
+    """Whether the mean is a vector of class probabilities for a single label."""
+    return out.value is not None and out.mean.dim() == out.value.dim() + 2
 
 
 def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Sequence[Table]) -> list[str]:
@@ -239,7 +249,12 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
         for site, kl in score.kl.items():
             if site.startswith("W") and kl < 0.1:
                 notes.append(f"{score.guide}: q({site}) has returned to its prior (KL {kl:.3f} nats)")
-    if found[0].rmse:
+    if any(not score.rmse and not score.error for score in found):
+        notes.append(
+            "log-lik is an importance-weighted estimate over draws of the local latents, too low in expectation; "
+            "predictions without y are not scored"
+        )
+    if found[0].rmse and all("y" in next(iter(mine[0].batches)) for mine in runs.values()):
         constant = [_rmse_of_mean(fit, table) for fit, table in zip(next(iter(runs.values())), tests, strict=True)]
         for score in found:
             if np.mean(score.rmse) > 0.98 * np.mean(constant):
@@ -251,8 +266,8 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
 
 
 def _rmse_of_mean(fit: Fit, table: Table) -> float:
-    y = torch.cat([batch["y"] for batch in fit.batches])
-    return scores.rmse(table["y"].to(y), y.mean(0))
+    y = torch.cat([batch["y"] for batch in fit.batches]).double().cpu()
+    return scores.rmse(table["y"].double().cpu(), y.mean(0))
 
 
 def _pictures(
@@ -263,9 +278,12 @@ def _pictures(
         alt = f"Learning curves: the bound in nats per datum against optimiser steps for {', '.join(losses)}."
         pictures.append((alt, figures.learning_curves(losses)))
     outs = {name: _observed(drawn) for name, drawn in first.items()}
-    value = next(iter(outs.values())).value
+    out = next(iter(outs.values()))
+    value = out.value
     assert value is not None
-    if value.is_floating_point():
+    if any(drawn.local is not None for drawn in first.values()):
+        return pictures + _correlation_picture(list(losses), runs, first)
+    if not _has_classes(out):
         y = value.reshape(len(value), -1)[:, 0].cpu().numpy()
         bands = {
             name: out.sample.reshape(*out.sample.shape[:2], -1)[..., 0].cpu().numpy() for name, out in outs.items()

@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO, autoguide
 from torch import nn
 
 import guides
+from guides.sites import DATA, latent_sites
 from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import Split, Table, load
 from zoo.lab.training import Fit, fit, seed
@@ -86,7 +87,7 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
     """
     start: Mapping[str, Any] = getattr(model, "start", dict)()
     if name.startswith("Auto") and hasattr(autoguide, name):
-        return guides.Auto(getattr(autoguide, name), model, batch, start=start)
+        return _automatic(name, model, batch, start)
     family = _family(name)
     if family is None:
         near = difflib.get_close_matches(name, known_guides(), 1)
@@ -96,6 +97,16 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
         _require_local(name, model, batch)
         return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
     return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
+
+
+def _automatic(name: str, model: nn.Module, batch: Mapping[str, Any], start: Mapping[str, Any]) -> guides.Auto:
+    guide_class = getattr(autoguide, name)
+    if guide_class is autoguide.AutoLaplaceApproximation:
+        raise ExperimentError(f"{name} is a point until its Hessian is taken after training; compare AutoDelta instead")
+    if any(frame.name == DATA for s in latent_sites(model, batch).values() for frame in s["cond_indep_stack"]):
+        raise ExperimentError(f"{name} has one parameter per datum of a local site; use a weight family or an encoder")
+    flow = issubclass(guide_class, autoguide.AutoNormalizingFlow)
+    return guides.Auto(guide_class, model, batch, start=None if flow else start)
 
 
 def _family(name: str) -> Callable[..., nn.Module] | None:
@@ -133,11 +144,15 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
         ExperimentError: an option that the model does not have.
     """
     make = getattr(paper.Model, "for_data", None)
-    known = [p.name for p in inspect.signature(make or paper.Model).parameters.values()][1 if make else 0 :]
+    parameters = list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]
+    known = [parameter.name for parameter in parameters]
     unknown = sorted(set(options) - set(known))
-    if unknown:
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {', '.join(known)}")
-    return make(train, **options) if make else paper.Model(**options)
+    try:
+        return make(train, **options) if make else paper.Model(**options)
+    except TypeError as error:
+        raise ExperimentError(f"the model cannot be made with the options {dict(options)}: {error}") from error
 
 
 def open_data(paper: Any, name: str, split: int, target: str | None = None) -> Split:
@@ -153,6 +168,8 @@ def train_cell(paper: Any, split: Split, index: int, guide_name: str | None, rec
     seed(1000 * recipe.seed + index)
     model = build_model(paper, train, recipe.model)
     batch = train.peek()
+    if guide_name is None and not hasattr(paper, "guide"):
+        raise ExperimentError(f"{paper.__name__} has no guide of its own; choose one of {', '.join(known_guides())}")
     guide = build_guide(guide_name, model, batch) if guide_name else paper.guide(model, batch)
     bound = getattr(paper, "bound", lambda guide: Trace_ELBO())(guide)
     batches = train.batches(recipe.batch, seed=1000 * recipe.seed + index)

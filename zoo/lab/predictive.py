@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guides import weight_space
-from guides.sites import paired_sites
+from guides.sites import DATA, paired_sites
 
 ROWS_AT_ONCE = 200_000
 
@@ -43,36 +43,45 @@ class Draws:
         outputs: {site: Output}.
         lp: (S,) log p(latents, data of this batch), nats, not scaled to the data set.
         log_q: (S,) log q(latents), nats.
+        local: (S, n) log p(z_n) - log q(z_n) of the local latents, nats; None where there are none. With it the mean
+            over draws of p(y_n | z) p(z) / q(z) is p(y_n); without it y would have chosen its own z.
     """
 
     latents: dict[str, Tensor]
     outputs: dict[str, Output]
     lp: Tensor
     log_q: Tensor
+    local: Tensor | None = None
 
 
 def draw(model: Callable[..., Any], guide: Callable[..., Any], batch: Mapping[str, Any], draws: int) -> Draws:
     """Draw S times from the guide and run the model on each draw.
 
     Weights are drawn as such (`guides.weight_space`), so latents, outputs and log-probabilities of one draw belong
-    together. Long batches are cut into chunks of draws.
+    together. Long batches are cut into chunks of draws; a model that cannot be vectorised is run draw by draw.
     """
     nesting = _nesting(model, batch)
     n = max((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim()), default=1)
     chunk = max(1, ROWS_AT_ONCE // n)
     sizes = [min(chunk, draws - begun) for begun in range(0, draws, chunk)]
-    return _join([_draw(model, guide, batch, size, nesting) for size in sizes])
+    try:
+        return _join([_draw(model, guide, batch, size, nesting) for size in sizes])
+    except (RuntimeError, ValueError):  # not every model's text can be vectorised; an error of its own comes again
+        return _join([_draw(model, guide, batch, 1, nesting) for _ in range(draws)])
 
 
 def condition(model: Callable[..., Any], latents: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Draws:
     """The same for given draws {site: (S, ...)} of the global latents, for instance of a Markov chain."""
     nesting = _nesting(model, batch)
     size = len(next(iter(latents.values())))
-    slots = {name: value.reshape(size, *[1] * nesting, *value.shape[1:]) for name, value in latents.items()}
+    sites, _ = paired_sites(model, lambda **batch: None, batch)
 
     def guide(**batch: Any) -> None:
-        for name, value in slots.items():
-            pyro.sample(name, pyro.distributions.Delta(value, event_dim=value.dim() - 1 - nesting))
+        for name, value in latents.items():
+            event = sites[name]["fn"].event_dim
+            missing = nesting - (value.dim() - 1 - event)  # slots of plates the site does not stand in
+            slotted = value.reshape(size, *[1] * missing, *value.shape[1:])
+            pyro.sample(name, pyro.distributions.Delta(slotted, event_dim=event))
 
     return _draw(model, guide, batch, size, nesting)
 
@@ -93,7 +102,7 @@ def _draw(model: Any, guide: Any, batch: Mapping[str, Any], size: int, nesting: 
     p, q = paired_sites(repeated(model), repeated(guide), batch)
     latents = {name: _drop_slots(p[name], p[name]["value"], size, nesting) for name in p if name in q}
     outputs = {name: _output(site, size, nesting) for name, site in p.items() if name not in q}
-    return Draws(latents, outputs, _log_prob(p, size), _log_prob(q, size))
+    return Draws(latents, outputs, _log_prob(p, size), _log_prob(q, size), _local(p, q, size))
 
 
 def _output(site: dict[str, Any], size: int, nesting: int) -> Output:
@@ -101,8 +110,7 @@ def _output(site: dict[str, Any], size: int, nesting: int) -> Output:
     shape = torch.Size([size, *law.batch_shape[-nesting:]] if nesting else [size])
     with torch.no_grad():
         law = law.expand(shape if size > 1 else shape[1:])
-        discrete = getattr(law, "has_enumerate_support", False)
-        mean = law.probs if discrete and hasattr(law, "probs") else law.mean
+        mean = law.probs if isinstance(law, torch.distributions.Categorical) else law.mean
         sample, log_prob = law.sample(), law.log_prob(site["value"])
     value = site["value"] if site["is_observed"] else None
     lead = (lambda t: t.unsqueeze(0)) if size == 1 else (lambda t: t)
@@ -122,11 +130,20 @@ def _drop_slots(site: dict[str, Any], value: Tensor, size: int, nesting: int) ->
 
 
 def _log_prob(sites: Mapping[str, Any], size: int) -> Tensor:
-    total = torch.zeros(size)
+    total: Any = 0.0
     for site in sites.values():
         log_prob = site["fn"].log_prob(site["value"]).detach()
         total = total + (log_prob.reshape(size, -1).sum(-1) if log_prob.numel() >= size else log_prob.sum())
-    return total
+    return torch.as_tensor(total).expand(size)
+
+
+def _local(p: Mapping[str, Any], q: Mapping[str, Any], size: int) -> Tensor | None:
+    local = [name for name in q if name in p and any(f.name == DATA for f in p[name]["cond_indep_stack"])]
+    if not local:
+        return None
+    terms = [s["fn"].log_prob(s["value"]).detach() for name in local for s in (p[name], q[name])]
+    total = sum(sign * term for sign, term in zip([1, -1] * len(local), terms, strict=True))
+    return torch.as_tensor(total) if size > 1 else torch.as_tensor(total).unsqueeze(0)
 
 
 def _join(parts: list[Draws]) -> Draws:
@@ -142,4 +159,11 @@ def _join(parts: list[Draws]) -> Draws:
         )
         for name, out in parts[0].outputs.items()
     }
-    return Draws(latents, outputs, torch.cat([p.lp for p in parts]), torch.cat([p.log_q for p in parts]))
+    local = [part.local for part in parts if part.local is not None]
+    return Draws(
+        latents,
+        outputs,
+        torch.cat([part.lp for part in parts]),
+        torch.cat([part.log_q for part in parts]),
+        torch.cat(local) if local else None,
+    )

@@ -16,8 +16,8 @@ from pyro.infer import ELBO
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from guides.sites import paired_sites, rows
-from zoo.lab.checks import TrainingError, check
+from guides.sites import DATA, fixed_size, paired_sites, rows
+from zoo.lab.checks import PlateScale, TrainingError, check
 
 Batch = Mapping[str, Any]
 Batches = Iterable[Batch]
@@ -76,7 +76,7 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the loss had stopped falling over the second half of the run.
+        """Whether the loss had settled over the second half of the run.
 
         The fall is the least-squares line's, and counts if it exceeds three standard errors and .001 nats per datum.
         The half, not the end: a rate that decays to nothing flattens the end of any run. Fewer than 100 steps cannot
@@ -89,7 +89,7 @@ class Fit:
         fall = -(time @ half) / (time @ time)
         rest = half - half.mean() + fall * time
         error = math.sqrt(float((rest @ rest) / (len(half) - 2) / (time @ time)))
-        return float(fall) < max(3 * error, 1e-3)
+        return abs(float(fall)) < max(3 * error, 1e-3)
 
     def elbo(self, batch: Batch | None = None, *, particles: int = 100) -> tuple[float, float]:
         """The bound in nats for the full data set, and its Monte Carlo standard error over the particles.
@@ -170,6 +170,10 @@ def fit(
         raise TrainingError("no batches to train on")
     with _explained(model, guide, first, 0):
         result = Fit(model, guide, bound, batches, check(model, guide, first, bound))
+    follows = _length(batches) > 1 and rows(first) == result.N and fixed_size(model, first) is None
+    if follows:
+        _refuse_weights(model, guide, first, batches)
+        result.N = sum(rows(batch) for batch in _at(batches, 0))
     loss = bound(model, guide)
     optimise = optimiser or adam
     parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -180,7 +184,7 @@ def fit(
     def step(batch: Batch) -> Tensor:
         batch = _to(batch, device)
         with _explained(model, guide, batch, result.steps):
-            value = loss(**batch) / result.N
+            value = loss(**batch) / (rows(batch) if follows else result.N)
         if not torch.isfinite(value):
             raise NonFiniteLoss(_explain(model, guide, batch, result.steps) or _no_culprit(result.steps))
         return value
@@ -193,7 +197,8 @@ def fit(
     def after_epoch() -> None:
         if valid is not None:
             values = [(float(loss(**_to(batch, device)).detach()), rows(batch)) for batch in valid]
-            result.valid.append(sum(v * n for v, n in values) / sum(n for _, n in values) / result.N)
+            total = sum(v if follows else v * n / result.N for v, n in values)
+            result.valid.append(total / sum(n for _, n in values))
 
     total = epochs * _length(batches)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
@@ -281,10 +286,29 @@ def _at(batches: Batches, epoch: int) -> Batches:
     return batches
 
 
+def _refuse_weights(model: nn.Module, guide: nn.Module, first: Batch, batches: Batches) -> None:
+    """Where the plate follows the batch, the KL of a global site would count once in every batch."""
+    sites, _ = paired_sites(model, guide, first)
+    weights = [
+        name
+        for name, site in sites.items()
+        if not site["is_observed"] and all(frame.name != DATA for frame in site["cond_indep_stack"])
+    ]
+    if weights:
+        raise PlateScale(
+            f"the plate 'data' follows the batch, and there are {_length(batches)} batches: the KL of {weights} would "
+            "count once in each; give the model's plate the size N of the data set"
+        )
+
+
 def _few(batches: list[Any]) -> list[Any]:
     """Up to twenty thousand rows as one batch, whose bound has less noise than the mean over small ones."""
-    tensors = all(isinstance(value, Tensor) for batch in batches for value in batch.values())
-    if not tensors or sum(rows(batch) for batch in batches) > 20_000:
+    alike = all(
+        isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows(batch)
+        for batch in batches
+        for value in batch.values()
+    )
+    if not alike or sum(rows(batch) for batch in batches) > 20_000:
         return batches
     return [{key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}]
 
