@@ -63,7 +63,8 @@ class Network(nn.Module):
 
     def __init__(self, widths: Sequence[int], N: int | None, hyperprior: Sequence[float] | None) -> None:
         super().__init__()
-        self.widths, self.N, self.hyperprior = list(widths), N, hyperprior
+        self.widths, self.N = list(widths), N
+        self.hyperprior = None if hyperprior is None else tuple(float(number) for number in hyperprior)
 
     def start(self) -> dict[str, Tensor]:
         """Values {site: value} at which a fit may start instead of at the prior."""
