@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormalizingFlow, init_to_median, init_to_value
+from pyro.infer.autoguide import AutoGuide, AutoNormalizingFlow, init_to_median, init_to_value
 from torch import Tensor, nn
 
 from guides.sites import DATA, GuideError, latent_sites, rows
@@ -42,7 +42,7 @@ class Auto(nn.Module):
 
     def __init__(
         self,
-        guide_class: Callable[..., Any],
+        guide_class: type[AutoGuide],
         model: Callable[..., Any],
         batch: Mapping[str, Any],
         *,
@@ -54,7 +54,7 @@ class Auto(nn.Module):
         frames = {name: site["cond_indep_stack"] for name, site in sites.items()}
         self.local = [name for name in sites if any(frame.name == DATA for frame in frames[name])]
         self.rows = rows(batch) if self.local else None
-        if start and issubclass(guide_class, AutoNormalizingFlow):  # type: ignore[arg-type]
+        if start and issubclass(guide_class, AutoNormalizingFlow):
             raise GuideError(f"{guide_class.__name__} has no place to start at; leave out start=")
         if start:
             options.setdefault("init_loc_fn", partial(init_to_value, values=dict(start), fallback=init_to_median))

@@ -28,7 +28,7 @@ Bound (mg.10): sum_n E_q log p(y_n | x_n, W, tau) - sum_l KL(W_l) - KL(tau) - su
 Departures from the authors' code:
     - a weight starts at standard deviation e^-3 instead of 1 (`partial(MatrixNormal, scale=1.0)` gives theirs):
       thousands of nearly pure-noise steps are saved on small sets;
-    - q(tau) starts at the scale of the targets instead of at its prior, so that no thousand steps are spent on units;
+    - q(tau) starts at a third of the targets' standard deviation instead of at its prior, whatever their units;
     - the bias row starts like every other row (`bias_scale=exp(-4)` gives theirs);
     - hyperpriors t are an option, off by default: only the product t_r t_c is identified;
     - their pseudo-data objective is not here: it is no evidence bound.
@@ -194,7 +194,7 @@ class Classifier(Network):
 def guide(model: Network, batch: Mapping[str, Any], *, weights: Any = MatrixNormal) -> Guide:
     """The paper's own q: a matrix normal with diagonal covariances per layer, Gamma for tau and t (or another family).
 
-    As `guides.Guide(model, batch, weights=weights)`, but tau starts at the scale of the targets.
+    As `guides.Guide(model, batch, weights=weights)`, but tau starts where `Model.start` says.
     """
     return Guide(model, batch, weights=weights, start=model.start())
 

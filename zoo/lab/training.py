@@ -211,8 +211,8 @@ def fit(
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """Fused Adam whose second moment forgets within twenty steps (beta2 = .95) instead of a thousand.
 
-    A bound starts orders of magnitude steeper than it ends. With beta2 = .999 the steps of whatever was steep, such as
-    the shape of q(tau), stay tiny for ten thousand steps.
+    A bound starts orders of magnitude steeper than it ends, and a long memory of that keeps later steps tiny: with
+    beta2 = .999 the shape of q(tau) stood at 15 after 2000 steps where 205 is best (diabetes, no hidden layer).
     """
     return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.95), fused=True)
 
