@@ -5,7 +5,8 @@ from zoo.lab.chains import nuts
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
-from zoo.lab.training import Fit, NonFiniteLoss, Stage, fit, run, seed
+from zoo.lab.stages import NonFiniteLoss, Stage, run
+from zoo.lab.training import Fit, fit, seed
 
 __all__ = [
     "DataError",

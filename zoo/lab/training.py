@@ -1,11 +1,10 @@
-"""Training: `fit` for one bound, `run` for training in stages."""
+"""Training on one bound: `fit`."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,20 +12,13 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from guides.sites import DATA, fixed_size, paired_sites, rows
 from zoo.lab.checks import PlateScale, TrainingError, check
+from zoo.lab.stages import Batch, Batches, NonFiniteLoss, Stage, at_epoch, run
 
-Batch = Mapping[str, Any]
-Batches = Iterable[Batch]
 Callback = Callable[["Fit"], None]
-Step = Callable[[Batch], Tensor]
-
-
-class NonFiniteLoss(TrainingError):
-    """The loss is not finite; the parameters are those before the step."""
 
 
 def seed(value: int) -> None:
@@ -62,7 +54,7 @@ class Fit:
 
     def first_batch(self) -> Batch:
         """The first training batch, where the guide is."""
-        return _to(next(iter(_at(self.batches, 0))), self.device)
+        return _to(next(iter(at_epoch(self.batches, 0))), self.device)
 
     @property
     def parameters(self) -> int:
@@ -97,7 +89,7 @@ class Fit:
         On one batch if it is given, otherwise on the training data: at once if they are few, else batch by batch.
         """
         loss = self.bound(self.model, self.guide)
-        batches = _few([_to(b, self.device) for b in (_at(self.batches, 0) if batch is None else [batch])])
+        batches = _few([_to(b, self.device) for b in (at_epoch(self.batches, 0) if batch is None else [batch])])
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
         # not under no_grad: TraceEnum_ELBO refuses a loss that needs no gradient
@@ -105,26 +97,6 @@ class Fit:
             [share @ torch.stack([loss(**b).detach().double().cpu() for b in batches]) for _ in range(particles)]
         )
         return float(draws.mean()), float(draws.std() / math.sqrt(particles)) if particles > 1 else math.nan
-
-
-@dataclass
-class Stage:
-    """One phase of training: `step(batch)` returns a loss to descend, or updates by itself and returns one to record.
-
-    Attributes:
-        step: called on every batch; with an optimiser its result (nats per datum) is differentiated.
-        optimiser: steps after each batch; None if `step` does its own updates.
-        scheduler: steps after each optimiser step.
-    """
-
-    name: str
-    step: Step
-    batches: Batches
-    epochs: int
-    optimiser: torch.optim.Optimizer | None = None
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-    after_step: Callable[[float], None] = lambda loss: None
-    after_epoch: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -165,7 +137,7 @@ def fit(
     model.to(device), guide.to(device)
     if iter(batches) is batches:
         raise TrainingError("these batches can be read only once: give a list of them, or a loader")
-    first = _to(next(iter(_at(batches, 0)), None), device)
+    first = _to(next(iter(at_epoch(batches, 0)), None), device)
     if not first:
         raise TrainingError("no batches to train on")
     with _explained(model, guide, first, 0):
@@ -173,7 +145,7 @@ def fit(
     follows = _length(batches) > 1 and rows(first) == result.N and fixed_size(model, first) is None
     if follows:
         _refuse_weights(model, guide, first, batches)
-        result.N = sum(rows(batch) for batch in _at(batches, 0))
+        result.N = sum(rows(batch) for batch in at_epoch(batches, 0))
     loss = bound(model, guide)
     optimise = optimiser or adam
     parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -217,36 +189,6 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer
     return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def run(stages: Sequence[Stage]) -> None:
-    """Run stages one after the other: one progress bar (on a terminal, once it takes longer than two seconds)."""
-    with _Bar(sum(stage.epochs for stage in stages)) as bar:
-        for stage in stages:
-            for epoch in range(stage.epochs):
-                for batch in _at(stage.batches, epoch):
-                    _take(stage, batch)
-                stage.after_epoch()
-                bar.advance(stage.name)
-
-
-def _take(stage: Stage, batch: Batch) -> None:
-    if stage.optimiser is None:
-        value = float(stage.step(batch))
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"{stage.name}: a step gave {value}; its own updates have been made")
-        stage.after_step(value)
-        return
-    stage.optimiser.zero_grad()
-    loss = stage.step(batch)
-    loss.backward()
-    gradients = [p.grad for group in stage.optimiser.param_groups for p in group["params"] if p.grad is not None]
-    if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-        raise NonFiniteLoss(f"{stage.name}: the gradient is not finite; parameters are those before the step")
-    stage.optimiser.step()
-    if stage.scheduler is not None:
-        stage.scheduler.step()
-    stage.after_step(loss.item())
-
-
 @contextmanager
 def _explained(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> Iterator[None]:
     """Pyro's validation meets NaN before the loss does; then name the site, too."""
@@ -279,13 +221,6 @@ def _explain(model: nn.Module, guide: nn.Module, batch: Batch, step: int) -> str
     return None
 
 
-def _at(batches: Batches, epoch: int) -> Batches:
-    """The batches of one epoch: of a shuffled loader the order is a function of its seed and the epoch."""
-    if hasattr(batches, "set_epoch"):
-        batches.set_epoch(epoch)
-    return batches
-
-
 def _refuse_weights(model: nn.Module, guide: nn.Module, first: Batch, batches: Batches) -> None:
     """Where the plate follows the batch, the KL of a global site would count once in every batch."""
     sites, _ = paired_sites(model, guide, first)
@@ -314,36 +249,10 @@ def _few(batches: list[Any]) -> list[Any]:
 
 
 def _length(batches: Batches) -> int:
-    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in _at(batches, 0))
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in at_epoch(batches, 0))
 
 
 def _to(batch: Any, device: Any) -> Any:
     if device is None or not batch:
         return batch
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-class _Bar:
-    """A progress bar over epochs that appears after two seconds, on a terminal only."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.began = total, 0, time.perf_counter()
-        self.progress: Progress | None = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def advance(self, name: str) -> None:
-        self.done += 1
-        if self.progress is None and sys.stderr.isatty() and time.perf_counter() - self.began > 2:
-            from rich.console import Console
-
-            self.progress = Progress(console=Console(stderr=True), transient=True)
-            self.task = self.progress.add_task(name, total=self.total)
-            self.progress.start()
-        if self.progress is not None:
-            self.progress.update(self.task, description=name, completed=self.done)
-
-    def __exit__(self, *_: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
