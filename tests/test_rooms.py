@@ -40,9 +40,9 @@ def forbidden(name: str) -> list[str]:
     """The rooms that a module may not import from."""
     papers = set(zoo.PAPERS.values())
     if inside(name, "zoo.lab"):
-        return [*papers, "zoo.claims", "zoo.__main__"]
+        return [*papers, "zoo.claims", "zoo.__main__", "zoo.commands"]
     if name in papers:
-        return [*(papers - {name}), "zoo.claims", "zoo.__main__"]
+        return [*(papers - {name}), "zoo.claims", "zoo.__main__", "zoo.commands"]
     return ["zoo.__main__"]
 
 

@@ -1,0 +1,126 @@
+"""Options that several commands share, and how they become a recipe; what is printed, and where."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+if TYPE_CHECKING:
+    from zoo.lab.comparison import Comparison
+    from zoo.lab.experiments import Recipe
+
+out = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+err = Console(stderr=True)
+
+PaperName = Annotated[str, typer.Argument(metavar="PAPER", help="A paper of `zoo list`, or your own module:Model.")]
+Data = Annotated[str, typer.Option(help="A set of `zoo list --data`, or your own .csv, .tsv or .parquet file.")]
+Target = Annotated[str | None, typer.Option(help="The column to predict, for a file of your own.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data; the default takes about 2000 steps.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Rows of a minibatch.")]
+Rate = Annotated[float, typer.Option("--lr", min=0.0, help="Adam's learning rate at the start.")]
+Decay = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="The rate falls to DECAY x LR along a cosine; 1: constant.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of initial values, batches and noise.")]
+Draws = Annotated[int, typer.Option(min=2, help="Predictive draws per score.")]
+Hidden = Annotated[str | None, typer.Option(help="Hidden widths, such as 50 or 50,50; none: a linear model.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A model option; repeatable.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Fits at once; the default is the number of cores.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def make_recipe(
+    epochs: int | None,
+    batch: int = 128,
+    lr: float = 1e-2,
+    decay: float = 0.01,
+    seed: int = 0,
+    draws: int = 200,
+    hidden: str | None = None,
+    options: list[str] | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> Recipe:
+    from zoo.lab.experiments import Recipe
+
+    torch_dtype(dtype)
+    _check_device(device)
+    model = dict(_key_value(option) for option in options or [])
+    if hidden is not None:
+        model["hidden"] = _widths(hidden)
+    return Recipe(epochs, batch, lr, decay, seed, draws, device, dtype, model)
+
+
+def _widths(text: str) -> list[int]:
+    if text.strip().lower() in ("", "none", "0"):
+        return []
+    try:
+        widths = [int(width) for width in text.split(",")]
+    except ValueError:
+        widths = [0]
+    if min(widths) < 1:
+        raise ValueError(f"--hidden takes widths such as 50 or 50,50, or none; not {text!r}")
+    return widths
+
+
+def _key_value(option: str) -> tuple[str, Any]:
+    key, separator, value = option.partition("=")
+    if not separator:
+        raise ValueError(f"--set takes KEY=VALUE, not {option!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def torch_dtype(name: str) -> Any:
+    import torch
+
+    if name not in ("float32", "float64"):
+        raise ValueError(f"--dtype is float32 or float64, not {name!r}")
+    return getattr(torch, name)
+
+
+def _check_device(name: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}); leave it out for the CPU") from error
+
+
+def tell(found: Comparison, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    out.print(found.rich())
+    for note in found.notes:
+        out.print(f"- {note}", markup=False, highlight=False)
+
+
+def write(found: list[Comparison], page: Path, *, title: str) -> None:
+    from zoo.lab import report
+
+    err.print(f"wrote {report.page(found, page, title=title)}", highlight=False, soft_wrap=True)
+
+
+def listing(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = RichTable(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    out.print(table)
