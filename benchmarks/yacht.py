@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import replicas
+
 import torch
 
 import guides
 from zoo import lab, matrix_gaussian
-from zoo.lab import scores
+from zoo.lab import replicas, scores
 from zoo.lab.predictive import draw
 
 FAMILIES = {
@@ -45,7 +45,7 @@ def cells(name: str, splits: int, epochs: int, hyperprior: tuple[float, float] |
     lab.seed(0)
     batches = [train.batches(139, seed=split) for split, (train, _, _) in enumerate(parts)]
     began = time.process_time()
-    replicas.fit(losses, batches, N=len(parts[0].train), epochs=epochs, lr=1e-2, decay=1e-2)
+    replicas.fit_together(losses, batches, N=len(parts[0].train), epochs=epochs, lr=1e-2, decay=1e-2)
     seconds = (time.process_time() - began) / splits
     rows = [score(loss, train, test) for loss, (train, _, test) in zip(losses, parts, strict=True)]
     shared = {"guide": name, "steps": epochs * len(batches[0]), "cpu_seconds": seconds}

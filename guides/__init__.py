@@ -9,6 +9,7 @@ from guides.auto import Auto
 from guides.encoders import NormalEncoder
 from guides.guide import Guide
 from guides.linear import linear, weight_space
+from guides.pseudo_data import MatrixNormalAuthors, MatrixNormalFITC, OuterNoise, ScalarNoise
 from guides.sides import Diagonal, LowRank, Tril
 from guides.sites import GuideError, data_plate
 from guides.weights import (
@@ -31,11 +32,15 @@ __all__ = [
     "LogNormal",
     "LowRank",
     "MatrixNormal",
+    "MatrixNormalAuthors",
+    "MatrixNormalFITC",
     "MatrixNormalLowRank",
     "MatrixNormalTril",
     "MeanField",
     "NormalEncoder",
+    "OuterNoise",
     "Point",
+    "ScalarNoise",
     "SiteFullRank",
     "Tril",
     "data_plate",

@@ -57,6 +57,10 @@ class Covariance(ABC):
         """x S x' of each row, (..., rows)."""
 
     @abstractmethod
+    def times(self, x: Tensor) -> Tensor:
+        """x S, (..., rows, n)."""
+
+    @abstractmethod
     def solve(self, x: Tensor) -> Tensor:
         """x S^-1, (..., rows, n)."""
 
@@ -119,6 +123,9 @@ class DiagonalCovariance(Covariance):
     def quad(self, x: Tensor) -> Tensor:
         return (x.square() @ self.variance().unsqueeze(-1)).squeeze(-1)
 
+    def times(self, x: Tensor) -> Tensor:
+        return x * self.variance().unsqueeze(-2)
+
     def solve(self, x: Tensor) -> Tensor:
         return x * self.precision().unsqueeze(-2)
 
@@ -154,6 +161,9 @@ class TrilCovariance(Covariance):
     def quad(self, x: Tensor) -> Tensor:
         return (x @ self.tril).square().sum(-1)  # mg.7
 
+    def times(self, x: Tensor) -> Tensor:
+        return x @ self.tril @ self.tril.mT
+
     def solve(self, x: Tensor) -> Tensor:
         return torch.cholesky_solve(x.mT, self.tril).mT
 
@@ -188,6 +198,9 @@ class LowRankCovariance(Covariance):
     def quad(self, x: Tensor) -> Tensor:
         own = (x.square() @ self.diag.unsqueeze(-1)).squeeze(-1)
         return own + (x @ self.factor).square().sum(-1)  # mg.8
+
+    def times(self, x: Tensor) -> Tensor:
+        return x * self.diag.unsqueeze(-2) + x @ self.factor @ self.factor.mT
 
     def solve(self, x: Tensor) -> Tensor:
         own = x / self.diag.unsqueeze(-2)

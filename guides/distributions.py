@@ -13,7 +13,8 @@ Reference: Louizos, Welling (2016), Structured and Efficient Variational Deep Le
 """
 
 import math
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import pyro.distributions as dist
 import torch
@@ -89,12 +90,19 @@ class MatrixNormal(dist.TorchDistribution):
             self.row.validate("row")
             self.col.validate("col")
 
-    def expand(self, batch_shape: _size, _instance: "MatrixNormal | None" = None) -> "MatrixNormal":
+    def expand(self, batch_shape: _size, _instance: "MatrixNormal | None" = None) -> Self:
         """The same law over `batch_shape`; the covariances broadcast, so only the mean is expanded."""
-        new = self._get_checked_instance(MatrixNormal, _instance)
-        new.loc, new.row, new.col = self.loc.expand(Size(batch_shape) + self.event_shape), self.row, self.col
-        super(MatrixNormal, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new = copy(self)  # with whatever a subclass adds
+        new.loc, new._batch_shape = self.loc.expand(Size(batch_shape) + self.event_shape), Size(batch_shape)
+        return new
+
+    def without_slot(self) -> Self:
+        """The same law without the last batch dimension where that is the 1 of a plate, as under particles."""
+        if self.batch_shape[-1:] != (1,):
+            return self
+        new = copy(self)
+        new.loc, new._batch_shape = without_slot(self.loc, 2), self.batch_shape[:-1]
+        new.row, new.col = self.row.without_slot(), self.col.without_slot()
         return new
 
     @property
@@ -145,10 +153,8 @@ class MatrixNormal(dist.TorchDistribution):
         Returns:
             A law with event shape (k,) and batch shape (..., n).
         """
-        loc, row, col = self.loc, self.row, self.col
-        if self.batch_shape[-1:] == (1,):
-            loc, row, col = without_slot(loc, 2), row.without_slot(), col.without_slot()
-        return col.law(x @ loc, row.quad(x))  # mg.11
+        law = self.without_slot()
+        return law.col.law(x @ law.loc, law.row.quad(x))  # mg.11
 
 
 class FactorNormal(dist.Independent):

@@ -41,6 +41,7 @@ class Guide(nn.Module):
 
     Attributes:
         mean_field: whether `TraceMeanField_ELBO` is exact here: sites in the model's order, every KL registered.
+        joint_density: whether draws follow the density that is charged; not under `MatrixNormalAuthors`.
 
     Raises:
         GuideError: a site without a family, a family that does not fit, a context that does not exist.
@@ -103,6 +104,9 @@ class Guide(nn.Module):
                 # no law beside prior sites: they are drawn given this very weight
                 infer: Any = {} if self.prior_sites else {"law": q}
                 values[name] = pyro.sample(name, q, infer=infer)
+            family: Any = self.q[_key(name)]
+            if hasattr(family, "penalty"):
+                pyro.factor(f"{name}_penalty", family.penalty(), has_rsample=True)
         if self.prior_sites:
             self._sample_prior(batch, values)
         return values
@@ -200,6 +204,7 @@ class Guide(nn.Module):
             registered = registered and kl_registered(q, prior)
         in_order = self.order == [name for name in sites if name in self.order]
         self.mean_field = registered and in_order and not self.prior_sites
+        self.joint_density = all(getattr(family, "joint_density", True) for family in self.q.values())
 
 
 def _choose(name: str, site: Site, families: Families) -> Family | None:

@@ -47,5 +47,5 @@ def linear(name: str, x: Tensor, prior: Any) -> Tensor:
         weight = pyro.sample(name, prior)
     if hasattr(seen.law, "activation"):
         # particles: the law must be expanded like the weight, or all particles would share one noise
-        return seen.law.expand(weight.shape[:-2]).activation(x).rsample()
+        return seen.law.expand(weight.shape[:-2]).activation(x).rsample()  # mg.12
     return x @ (weight.squeeze(-3) if weight.dim() > 2 else weight)  # drop the slot of plate "data"

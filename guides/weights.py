@@ -172,9 +172,12 @@ class MatrixNormal(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return q(site)."""
+        return distributions.MatrixNormal(self.loc, **self.covariances())
+
+    def covariances(self) -> dict[str, Any]:
+        """Both sides, as the arguments that `distributions.MatrixNormal` takes."""
         rows = {f"row_{key}": value for key, value in self.row().items()}
-        cols = {f"col_{key}": value for key, value in self.col().items()}
-        return distributions.MatrixNormal(self.loc, **rows, **cols)
+        return rows | {f"col_{key}": value for key, value in self.col().items()}
 
     def start_at(self, value: Tensor) -> None:
         """Move the mean to a value of the site."""

@@ -109,7 +109,9 @@ def test_fit_writes_a_folder_that_others_can_read(zoo: Run, tmp_path: Path) -> N
     assert code == 0 and "the paper's own" in out and "wrote run" in err
     posterior = az.from_netcdf(tmp_path / "run" / "posterior.nc")
     assert posterior.posterior.sizes["draw"] == 1000 and {"lp", "log_q"} <= set(posterior.sample_stats)
-    assert "guide.q.W1.loc" in load_file(tmp_path / "run" / "parameters.safetensors")
+    assert "parameters.guide.q.W1.loc" in load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["paper"] == "matrix_gaussian"
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 1 + 2 * 4
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["data"] == "diabetes"
     code, _, err = zoo(*arguments)
     assert code == 2 and "run exists already" in err, "nothing is overwritten"
@@ -147,7 +149,7 @@ def test_classes_from_a_file(zoo: Run, tmp_path: Path) -> None:
         (("compare",), "PAPER"),
         (("fit", "nomodule:Model"), "no module 'nomodule'"),
         (("fit", "json:Model"), "has no class 'Model'"),
-        (("fit", "matrix_gaussian", "--set", "noise=loud"), "noise is 'raw' or 'standardised'"),
+        (("fit", "matrix_gaussian", "--set", "noise=loud"), "noise is 'raw', 'standardised'"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(zoo: Run, arguments: tuple[str, ...], message: str) -> None:

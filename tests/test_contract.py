@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import lab
+from zoo.lab import manifests
 
 # paper: a data set that comes with scikit-learn, and options that keep the model small
 SMALL: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
@@ -24,6 +25,7 @@ SMALL: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
         ("diabetes", {"hidden": [3]}),
         ("diabetes", {"hidden": []}),
         ("diabetes", {"hidden": [3, 2], "noise": "standardised", "hyperprior": [1.0, 0.5]}),
+        ("diabetes", {"hidden": [3], "noise": "heteroscedastic"}),
         ("digits", {"hidden": [3]}),
     ]
 }
@@ -87,6 +89,19 @@ def test_a_model_is_rebuilt_from_arguments_in_json(
     model = paper.Model.for_data(train, **options)
     args, kwargs = json.loads(json.dumps(calls[0]))
     twin = kind(*args, **kwargs)
+    twin.load_state_dict(model.state_dict())
+    assert sites(model, train.peek()) == sites(twin, train.peek())
+
+
+def test_a_models_arguments_are_read_back_from_its_attributes(
+    case: tuple[ModuleType, lab.Table, dict[str, Any]],
+) -> None:
+    paper, train, options = case
+    model = paper.Model.for_data(train, **options)
+    arguments = manifests.arguments(model)
+    twin = type(model)(**json.loads(json.dumps(arguments)))
+    assert manifests.arguments(twin) == arguments
+    assert all(torch.equal(value, model.get_buffer(name)) for name, value in twin.named_buffers())
     twin.load_state_dict(model.state_dict())
     assert sites(model, train.peek()) == sites(twin, train.peek())
 

@@ -70,6 +70,7 @@ REAL_MATRIX = {
     "MatrixNormalTril both": partial(guides.MatrixNormalTril, col=guides.Tril),
     "MatrixNormalLowRank": partial(guides.MatrixNormalLowRank, rank=2),
     "MatrixNormalLowRank both": partial(guides.MatrixNormalLowRank, rank=2, col_rank=1),
+    "MatrixNormalFITC": partial(guides.MatrixNormalFITC, m=2),
     "SiteFullRank": guides.SiteFullRank,
     "Point": guides.Point,
 }

@@ -1,9 +1,14 @@
-"""The README's snippet runs as it stands, on few steps."""
+"""The README's snippet runs as it stands, on few steps, and its results are those of the ledger."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
+
+import zoo.claims
+from zoo.lab import rendering
+from zoo.lab.ledger import NAME, Ledger
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,3 +24,12 @@ def test_snippet_runs() -> None:
     assert set(names["table"].frame.index) == {"MatrixNormal", "MeanField", "MatrixNormalLowRank"}
     assert names["reference"].posterior.sizes["chain"] == 2
     assert not names["guide"].training or names["fits"]["MatrixNormal"].steps == 8
+
+
+def test_results_are_what_the_ledger_says() -> None:
+    text = README.read_text(encoding="utf-8")
+    if "<!-- ledger:" not in text:
+        pytest.skip("the README shows nothing of the ledger")
+    ledger = Ledger.load(README.with_name(NAME))
+    filled = rendering.fill(text, lambda paper, table: zoo.claims.table(ledger, paper, table))
+    assert filled == text, "run: zoo reproduce --render README.md"

@@ -1,4 +1,4 @@
-"""The command line: `zoo demo | list | show | fit | compare`."""
+"""The command line: `zoo demo | list | show | fit | predict | compare | diagnose | reproduce`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from zoo.commands import info, train
+from zoo.commands import diagnose, info, reproduce, runs, train
 from zoo.commands.options import err
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -22,7 +22,10 @@ app.command()(train.demo)
 app.command("list")(info.list_)
 app.command()(info.show)
 app.command()(train.fit)
+app.command()(runs.predict)
 app.command()(train.compare)
+app.command()(diagnose.diagnose)
+app.command()(reproduce.reproduce)
 
 
 def main() -> None:

@@ -34,6 +34,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Fits at once; the default is the number of cores.")]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch a known data set that is not on this machine, checked by SHA256.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -52,7 +55,7 @@ def make_recipe(
     from zoo.lab.experiments import Recipe
 
     torch_dtype(dtype)
-    _check_device(device)
+    check_device(device)
     model = dict(_key_value(option) for option in options or [])
     if hidden is not None:
         model["hidden"] = _widths(hidden)
@@ -89,7 +92,7 @@ def torch_dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
-def _check_device(name: str | None) -> None:
+def check_device(name: str | None) -> None:
     import torch
 
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ from zoo.commands.options import (
     Data,
     Decay,
     Device,
+    Download,
     Draws,
     Dtype,
     Epochs,
@@ -26,6 +29,7 @@ from zoo.commands.options import (
     Seed,
     Set,
     Target,
+    check_device,
     err,
     make_recipe,
     tell,
@@ -34,8 +38,10 @@ from zoo.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from zoo.lab.checkpoints import Checkpoints
     from zoo.lab.comparison import Comparison
-    from zoo.lab.experiments import Recipe
+    from zoo.lab.data import Split
+    from zoo.lab.experiments import Cell, Plan, Recipe
 
 DEMO_GUIDES = "MatrixNormal,MatrixNormalLowRank,MeanField,AutoMultivariateNormal,Point"
 
@@ -64,7 +70,10 @@ def demo(
 
 
 def fit(
-    paper_name: PaperName,
+    context: typer.Context,
+    paper_name: Annotated[
+        str | None, typer.Argument(metavar="PAPER", help="A paper of `zoo list`, or your own module:Model.")
+    ] = None,
     data: Data = "diabetes",
     target: Target = None,
     guide: Annotated[str | None, typer.Option(help="A guide of `zoo list`; the default is the paper's own.")] = None,
@@ -80,28 +89,88 @@ def fit(
     device: Device = None,
     dtype: Dtype = "float32",
     folder: Annotated[
-        Path | None, typer.Option("--out", help="A new folder for the posterior (netCDF), parameters, scores and page.")
+        Path | None, typer.Option("--out", help="A new folder for checkpoints, posterior (netCDF), scores and page.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped; no PAPER.")
+    ] = None,
+    download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one guide on one split and score it.
 
-    With --out, writes the posterior for ArviZ, the parameters, the scores and a page.
+    With --out, keeps checkpoints while it trains, so that a run that was stopped can be resumed, and at the end writes
+    the posterior for ArviZ, the scores and a page.
     """
+    from zoo.lab import runs
+    from zoo.lab.data import obtain
+    from zoo.lab.experiments import Plan, prepare
+
+    if resume is not None:
+        _refuse_beside_resume(context)
+        _go_on(resume, device, as_json)
+        return
+    if paper_name is None:
+        raise ValueError("fit what? give a PAPER of `zoo list` (or your own module:Model), or --resume RUN")
+    if folder is not None:
+        runs.refuse_existing(folder)
+    recipe = make_recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
+    if download:
+        obtain(data)
+    plan = Plan(paper_name, data, split, target, guide, recipe)
+    cell, parts = prepare(plan)
+    keep = None if folder is None else runs.begin(folder, plan, cell, parts)
+    _train(plan, cell, parts, keep, as_json)
+
+
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """The manifest has all options; one that is given and not used would mislead."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if given and name not in ("resume", "as_json", "device"):
+            raise ValueError(f"--resume takes all from the run (except --device); leave out {parameter.opts[0]}")
+
+
+def _go_on(folder: Path, device: str | None, as_json: bool) -> None:
+    from zoo.lab import runs
+
+    check_device(device)
+    if runs.is_scored(folder):
+        err.print(f"{folder} is finished: nothing to resume", highlight=False, soft_wrap=True)
+        return
+    plan, cell, parts, keep = runs.resume(folder, device=device)
+    done = keep.saved.done if keep.saved else 0
+    err.print(f"{folder}: going on after epoch {done}", highlight=False, soft_wrap=True)
+    _train(plan, cell, parts, keep, as_json)
+
+
+def _train(plan: Plan, cell: Cell, parts: Split, keep: Checkpoints | None, as_json: bool) -> None:
+    """Train, score, tell, and fill the run's folder where there is one."""
     import zoo
     from zoo.lab import experiments, runs
 
-    if folder is not None and folder.exists():
-        raise FileExistsError(f"{folder} exists already; give a new folder to --out")
-    paper = zoo.paper(paper_name)
-    recipe = make_recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
-    parts = experiments.open_data(paper, data, split, target)
-    trained = experiments.train_cell(paper, parts, split, guide, recipe)
-    found = experiments.describe(paper, paper_name, [parts], {guide or "the paper's own": [trained]}, recipe)
+    with _resumable(keep):
+        trained = cell.fit(keep=keep)
+        names = {plan.guide or "the paper's own": [trained]}
+        found = experiments.describe(zoo.paper(plan.paper), plan.paper, [parts], names, plan.recipe)
+        if keep is not None:
+            test = parts.test.to(dtype=torch_dtype(plan.recipe.dtype))
+            runs.finish(keep.path.parent, trained, found, test, draws=max(plan.recipe.draws, 1000))
     tell(found, as_json)
-    if folder is not None:
-        runs.save(folder, trained, found, parts.test.to(dtype=torch_dtype(dtype)), draws=max(draws, 1000))
-        err.print(f"wrote {folder}", highlight=False, soft_wrap=True)
+    if keep is not None:
+        err.print(f"wrote {keep.folder}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _resumable(keep: Checkpoints | None) -> Iterator[None]:
+    """Say how to go on when the user stops a run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if keep is not None:
+            err.print(f"go on with: zoo fit --resume {keep.folder}", markup=False, highlight=False, soft_wrap=True)
+        raise
 
 
 def compare(
@@ -122,13 +191,18 @@ def compare(
     dtype: Dtype = "float32",
     page: Annotated[Path | None, typer.Option("--out", help="Write an HTML page there.")] = None,
     jobs: Jobs = None,
+    download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare several guides on several splits.
 
     Every guide gets the same data, steps and seeds; differences between guides are paired over the splits.
     """
+    from zoo.lab.data import obtain
+
     recipe = make_recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
+    if download:
+        obtain(data)
     found = _compare(paper_name, data, guides, splits, recipe, jobs, target)
     tell(found, as_json)
     if page is not None:

@@ -2,18 +2,26 @@
 
 from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.chains import nuts
+from zoo.lab.checkpoints import Checkpoints, RunError
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
+from zoo.lab.predictions import Prediction, PredictionError
+from zoo.lab.runs import Run, load
 from zoo.lab.stages import NonFiniteLoss, Stage, run
 from zoo.lab.training import Fit, fit, seed
 
 __all__ = [
+    "Checkpoints",
     "DataError",
     "Fit",
     "MeanFieldOrder",
     "NonFiniteLoss",
     "PlateScale",
+    "Prediction",
+    "PredictionError",
+    "Run",
+    "RunError",
     "Split",
     "Stage",
     "Table",
@@ -23,6 +31,7 @@ __all__ = [
     "check",
     "compare",
     "fit",
+    "load",
     "nuts",
     "run",
     "seed",

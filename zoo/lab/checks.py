@@ -47,6 +47,11 @@ def check(model: nn.Module, guide: nn.Module, batch: Mapping[str, Any], bound: E
     _check_sites(latents, guided, observed)
     for name in latents.keys() & guided.keys():
         _check_scale(name, latents[name], guided[name])
+    if not getattr(guide, "joint_density", True) and not isinstance(bound, TraceMeanField_ELBO):
+        raise UnregisteredKL(
+            "a family of this guide draws from another law than the density it charges, and a sampled KL would mix the "
+            "two; use TraceMeanField_ELBO, which takes the KL of the density in closed form"
+        )
     if isinstance(bound, TraceMeanField_ELBO):
         _check_mean_field(latents, guided)
     frames = [frame for site in model_sites.values() for frame in site["cond_indep_stack"] if frame.name == DATA]

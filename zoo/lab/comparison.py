@@ -203,7 +203,12 @@ def kl_by_site(fit: Fit) -> dict[str, float]:
 
 
 def is_bound(fit: Fit) -> bool:
-    """Whether the fit's loss is an evidence bound: not if a site is a bare point mass (its density is missing)."""
+    """Whether the fit's loss is an evidence bound.
+
+    Not if a site is a bare point mass (its density is missing), or if draws follow another law than the one charged.
+    """
+    if not getattr(fit.guide, "joint_density", True):
+        return False
     _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
     auxiliary = [site for site in q.values() if site["infer"].get("is_auxiliary")]
     return not any(_is_delta(site["fn"]) for site in auxiliary or q.values())

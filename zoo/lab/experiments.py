@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from pyro.infer import Trace_ELBO, autoguide
+from pyro.infer import ELBO, Trace_ELBO, autoguide
 from torch import nn
 
 import guides
 from guides.sites import DATA, latent_sites
+from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import Split, Table, load
 from zoo.lab.training import Fit, fit, seed
@@ -25,6 +26,8 @@ WEIGHTS = (
     guides.MatrixNormal,
     guides.MatrixNormalLowRank,
     guides.MatrixNormalTril,
+    guides.MatrixNormalFITC,
+    guides.MatrixNormalAuthors,
     guides.MeanField,
     guides.SiteFullRank,
     guides.Point,
@@ -161,20 +164,84 @@ def open_data(paper: Any, name: str, split: int, target: str | None = None) -> S
     return getattr(paper, "data", load)(name, split=split, **options)
 
 
-def train_cell(paper: Any, split: Split, index: int, guide_name: str | None, recipe: Recipe) -> Fit:
-    """Train one guide (None: the paper's own) on one split; the seed is a function of recipe and split alone."""
+@dataclass(frozen=True)
+class Plan:
+    """What determines a run: with the data and the same versions it can be trained again.
+
+    Attributes:
+        paper: its name, or `module:Model`.
+        data: name of the data set, or the path of a file. split: which split. target: for a file.
+        guide: its name; None for the paper's own.
+    """
+
+    paper: str
+    data: str
+    split: int = 0
+    target: str | None = None
+    guide: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model/guide pair that is ready to be trained on a table."""
+
+    model: nn.Module
+    guide: nn.Module
+    bound: ELBO
+    train: Table
+    recipe: Recipe
+    seed: int
+
+    def fit(self, *, keep: Checkpoints | None = None) -> Fit:
+        """Train the pair in place as the recipe says."""
+        recipe, batches = self.recipe, self.train.batches(self.recipe.batch, seed=self.seed)
+        return fit(
+            self.model,
+            self.guide,
+            batches,
+            self.bound,
+            epochs=recipe.epochs_for(self.train),
+            lr=recipe.lr,
+            decay=recipe.decay,
+            device=recipe.device,
+            keep=keep,
+        )
+
+
+def prepare(plan: Plan) -> tuple[Cell, Split]:
+    """Open the data of a plan and build its pair; torch's default dtype becomes the recipe's."""
+    from zoo import paper as find
+
+    paper = find(plan.paper)
+    torch.set_default_dtype(getattr(torch, plan.recipe.dtype))
+    split = open_data(paper, plan.data, plan.split, plan.target)
+    return build_cell(paper, split, plan.split, plan.guide, plan.recipe), split
+
+
+def build_cell(paper: Any, split: Split, index: int, guide_name: str | None, recipe: Recipe) -> Cell:
+    """One guide (None: the paper's own) for one split; the seed is a function of recipe and split alone."""
     torch.set_default_dtype(getattr(torch, recipe.dtype))
     train = split.train.to(dtype=torch.get_default_dtype())
     seed(1000 * recipe.seed + index)
     model = build_model(paper, train, recipe.model)
-    batch = train.peek()
+    guide, bound = guide_and_bound(paper, guide_name, model, train.peek())
+    return Cell(model, guide, bound, train, recipe, 1000 * recipe.seed + index)
+
+
+def guide_and_bound(
+    paper: Any, guide_name: str | None, model: nn.Module, batch: Mapping[str, Any]
+) -> tuple[nn.Module, ELBO]:
+    """The guide of that name, or the paper's own, and the bound that belongs to it."""
     if guide_name is None and not hasattr(paper, "guide"):
         raise ExperimentError(f"{paper.__name__} has no guide of its own; choose one of {', '.join(known_guides())}")
     guide = build_guide(guide_name, model, batch) if guide_name else paper.guide(model, batch)
-    bound = getattr(paper, "bound", lambda guide: Trace_ELBO())(guide)
-    batches = train.batches(recipe.batch, seed=1000 * recipe.seed + index)
-    epochs = recipe.epochs_for(train)
-    return fit(model, guide, batches, bound, epochs=epochs, lr=recipe.lr, decay=recipe.decay, device=recipe.device)
+    return guide, getattr(paper, "bound", lambda guide: Trace_ELBO())(guide)
+
+
+def train_cell(paper: Any, split: Split, index: int, guide_name: str | None, recipe: Recipe) -> Fit:
+    """Build and train one guide on one split."""
+    return build_cell(paper, split, index, guide_name, recipe).fit()
 
 
 def train_grid(
@@ -226,6 +293,7 @@ def run(
     from zoo import paper as find
 
     paper = find(paper_name)
+    torch.set_default_dtype(getattr(torch, recipe.dtype))
     if not guide_names or len(set(guide_names)) < len(guide_names):
         raise ExperimentError("a comparison takes different guides, each named once")
     parts = [open_data(paper, data, split, target) for split in range(splits)]

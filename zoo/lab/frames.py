@@ -1,32 +1,19 @@
-"""Data frames on their way to tensors: a user's file read, checked and encoded."""
+"""Data frames on their way to tensors: columns chosen, checked and encoded."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from zoo.lab.tables import DataError
 
-SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
-SUFFIXES = (*SEPARATORS, ".parquet")
-
-# A cell must look like one of these, and parse, before its column counts as dates: "10-20" and "1.2.3" do neither.
-_DATE = (
-    r"(?i)\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}( .*)?|\d{1,2}/\d{1,2}/\d{2}( .*)?"
-    r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[ap]m)?|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec).*\d{4}.*"
-)
-_DATE_KINDS = {"date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period", "interval"}
 _NUMBER_KINDS = {"integer", "floating", "mixed-integer-float", "decimal"}
 
 
@@ -41,99 +28,28 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def read(path: Path) -> pd.DataFrame:
-    """A file as a frame with unique, non-empty column names.
-
-    Raises:
-        DataError: the file is missing, of an unknown type or not parseable, or its column names will not do.
-    """
-    suffix = next((ending for ending in SUFFIXES if path.name.lower().endswith(ending)), None)
-    if suffix is None:
-        raise DataError(f"{path}: unknown file type; give one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
-    try:
-        return _read_parquet(path) if suffix == ".parquet" else _read_text(path, SEPARATORS[suffix])
-    except DataError:
-        raise
-    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be parsed as {suffix} ({reason}); check or rewrite the file") from error
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    _check_names(path, pq.read_schema(path).names)
-    frame = pd.read_parquet(path)
-    return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column, an unnamed one a row count
-
-
-def _read_text(path: Path, separator: str) -> pd.DataFrame:
-    # The header is read apart, as text: pandas renames repeated names.
-    header = pd.read_csv(path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str, na_filter=False)
-    names, other = header.iloc[0].tolist(), {",": ";", "\t": ","}[separator]
-    if len(names) == 1 and other in names[0]:
-        raise DataError(f"{path}: cannot be parsed: the separator seems to be {other!r}, not {separator!r}; rewrite it")
-    _check_names(path, names)
-    frame = pd.read_csv(path, sep=separator, skipinitialspace=True, low_memory=False)
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes a surplus cell for a row label
-        raise DataError(f"{path}: cannot be parsed: rows have more cells than the header has names; mend the header")
-    return frame
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
-    if "" in names:
-        place = list(names).index("") + 1
-        raise DataError(f"{path}: column {place} has no name (a saved row index?); name it or drop it")
-    if repeated:
-        raise DataError(f"{path}: duplicate column names: {', '.join(repeated)}; rename them")
-
-
-def select(frame: pd.DataFrame, target: str | None, features: Sequence[str] | None, *, name: str) -> pd.DataFrame:
-    """The feature columns and, last, the target.
+def select(frame: pd.DataFrame, targets: Sequence[str], features: Sequence[str] | None, *, name: str) -> pd.DataFrame:
+    """The feature columns and, last, the targets.
 
     Raises:
         DataError: a column is unknown, the target is not given or among the features, or no feature is left.
     """
     columns = [str(column) for column in frame.columns]
-    if target is None:
+    if not targets:
         raise DataError(
             f"{name}: which column is the target? Give --target NAME (target='NAME' in Python), one of: "
             f"{', '.join(columns)}"
         )
-    chosen = [column for column in columns if column != target] if features is None else list(features)
-    for column in (target, *chosen):
+    chosen = [column for column in columns if column not in targets] if features is None else list(features)
+    for column in (*targets, *chosen):
         if column not in columns:
             raise DataError(f"{name}: no column {column!r}{nearest(column, columns)}; it has {', '.join(columns)}")
-    if target in chosen:
-        raise DataError(f"{name}: the target {target!r} is also among the features; leave it out there")
+    both = [target for target in targets if target in chosen]
+    if both:
+        raise DataError(f"{name}: the target {both[0]!r} is also among the features; leave it out there")
     if not chosen:
-        raise DataError(f"{name}: no feature columns beside the target {target!r}; add some")
-    return frame.set_axis(columns, axis=1)[[*chosen, target]]
-
-
-def check(frame: pd.DataFrame, *, name: str) -> None:
-    """Refuse what has no meaning as a number or a category; constant columns are fine.
-
-    Raises:
-        DataError: fewer than 10 rows, date or time columns, missing or infinite cells, or a column of identifiers.
-    """
-    if len(frame) < 10:
-        raise DataError(f"{name}: {len(frame)} rows are too few for a 90/10 split; give 10 or more")
-    dates = [str(column) for column in frame if _is_date(frame[column])]
-    if dates:
-        raise DataError(
-            f"{name}: date or time columns: {', '.join(dates)}; they mean nothing as numbers or categories: "
-            "convert them (to days since a date, month, hour) or drop them"
-        )
-    check_cells(frame, name=name)
-    for column in frame:
-        levels = 0 if is_number(frame[column]) else len(_levels(frame[column]))
-        if levels > min(0.9 * len(frame), 1000):
-            raise DataError(
-                f"{name}: column {str(column)!r} has {levels} distinct levels in {len(frame)} rows: it looks like an "
-                "identifier or free text; drop it"
-            )
+        raise DataError(f"{name}: no feature columns beside the target {', '.join(map(repr, targets))}; add some")
+    return frame.set_axis(columns, axis=1)[[*chosen, *targets]]
 
 
 def check_cells(frame: pd.DataFrame, *, name: str) -> None:
@@ -143,9 +59,11 @@ def check_cells(frame: pd.DataFrame, *, name: str) -> None:
         DataError: there are such cells.
     """
     bad = {str(column): np.flatnonzero(_unusable(frame[column])) + 1 for column in frame}
-    found = [f"{column} (rows {_listed(rows)})" for column, rows in bad.items() if len(rows)]
+    found = [f"{column} (rows {listed(rows)})" for column, rows in bad.items() if len(rows)]
     if found:
-        raise DataError(f"{name}: NaN, empty or infinite cells in {_listed(found)}; fill them in or drop the rows")
+        raise DataError(
+            f"{name}: NaN, empty or infinite cells in {listed(found)}; fill them in or drop the rows (`dropna`)"
+        )
 
 
 def is_number(column: pd.Series) -> bool:
@@ -155,30 +73,24 @@ def is_number(column: pd.Series) -> bool:
     return pd.api.types.infer_dtype(column, skipna=True) in _NUMBER_KINDS
 
 
-def _is_date(column: pd.Series) -> bool:
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind != "string":
-        return kind in _DATE_KINDS
-    cells = pd.Series(column.dropna().unique(), dtype=object)
-    alike = bool(cells.str.fullmatch(_DATE).all())
-    return alike and bool(pd.to_datetime(cells, errors="coerce", format="mixed").notna().all())
-
-
 def _unusable(column: pd.Series) -> np.ndarray:
     missing = column.isna().to_numpy(dtype=bool)
-    return missing | np.isinf(_numbers(column)) if is_number(column) else missing
+    return missing | np.isinf(numbers(column)) if is_number(column) else missing
 
 
-def _numbers(column: pd.Series) -> np.ndarray:
+def numbers(column: pd.Series) -> np.ndarray:
+    """A column of numbers as float64 (n,), missing cells as NaN."""
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _listed(items: Sequence[Any] | np.ndarray) -> str:
+def listed(items: Sequence[Any] | np.ndarray) -> str:
+    """The first five items, and how many more there are."""
     more = f" and {len(items) - 5} more" if len(items) > 5 else ""
     return ", ".join(str(item) for item in items[:5]) + more
 
 
-def _levels(column: pd.Series) -> tuple[str, ...]:
+def level_names(column: pd.Series) -> tuple[str, ...]:
+    """The distinct values of a column, sorted, as text."""
     values = list(pd.unique(column.astype(object)))
     try:
         values.sort()
@@ -199,9 +111,23 @@ def target_tensor(column: pd.Series) -> tuple[Tensor, tuple[str, ...] | None]:
     Numbers are always regression, however few distinct values they have; make them text to mean classes.
     """
     if is_number(column):
-        return torch.tensor(_numbers(column)[:, None], dtype=torch.get_default_dtype()), None
-    classes = _levels(column)
+        return torch.tensor(numbers(column)[:, None], dtype=torch.get_default_dtype()), None
+    classes = level_names(column)
     return torch.as_tensor(codes(column, classes)), classes
+
+
+def targets_tensor(columns: pd.DataFrame, *, name: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    """One target as `target_tensor` has it, or several numeric ones side by side, (n, K).
+
+    Raises:
+        DataError: several targets, and one of them is no number.
+    """
+    if columns.shape[1] == 1:
+        return target_tensor(columns.iloc[:, 0])
+    text = [str(column) for column in columns if not is_number(columns[column])]
+    if text:
+        raise DataError(f"{name}: several targets must be numbers, and {', '.join(text)} is text; choose one target")
+    return torch.cat([target_tensor(columns[column])[0] for column in columns], 1), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +160,7 @@ class Transform:
     def fit(cls, frame: pd.DataFrame) -> Transform:
         """Means, standard deviations (ddof 0) and levels of the rows given."""
         columns = tuple(str(column) for column in frame.columns)
-        levels = {column: _levels(frame[column]) for column in columns if not is_number(frame[column])}
+        levels = {column: level_names(frame[column]) for column in columns if not is_number(frame[column])}
         blocks = [_encoded(frame[column], levels.get(column)) for column in columns]
         raw = np.concatenate(blocks, axis=1)
         fixed = np.repeat([column in levels for column in columns], [block.shape[1] for block in blocks])
@@ -268,7 +194,7 @@ class Transform:
         missing = [column for column in self.columns if column not in frame]
         if missing:
             hint = nearest(missing[0], map(str, frame.columns))
-            raise DataError(f"new rows: no column {_listed(missing)}{hint}; add what is missing")
+            raise DataError(f"new rows: no column {listed(missing)}{hint}; add what is missing")
         frame = frame[list(self.columns)]
         check_cells(frame, name="new rows")
         text = [column for column in self.columns if column not in self.levels and not is_number(frame[column])]
@@ -292,6 +218,6 @@ class Transform:
 
 def _encoded(column: pd.Series, levels: Sequence[str] | None) -> np.ndarray:
     if levels is None:
-        return _numbers(column)[:, None]
+        return numbers(column)[:, None]
     indicators = np.eye(len(levels) + 1)[:, :-1]  # the last row, reached by code -1, is all zeros
     return indicators[codes(column, levels)]

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.checks import TrainingError
+from zoo.lab.state import Randomness, Stateful
 
 Batch = Mapping[str, Any]
 Batches = Iterable[Batch]
@@ -45,15 +47,45 @@ class Stage:
     after_epoch: Callable[[], None] = lambda: None
 
 
-def run(stages: Sequence[Stage]) -> None:
-    """Run stages one after the other: one progress bar (on a terminal, once it takes longer than two seconds)."""
-    with _Bar(sum(stage.epochs for stage in stages)) as bar:
-        for stage in stages:
-            for epoch in range(stage.epochs):
-                for batch in at_epoch(stage.batches, epoch):
-                    _take(stage, batch)
-                stage.after_epoch()
-                bar.advance(stage.name)
+def run(
+    stages: Sequence[Stage], *, state: Mapping[str, Stateful] | None = None, keep: Checkpoints | None = None
+) -> None:
+    """Run stages one after the other: one progress bar (on a terminal, once it takes longer than two seconds).
+
+    Args:
+        state: {name: what has a state dict and belongs to a checkpoint}: modules, callbacks. Optimisers, schedulers
+            and the global random states are added.
+        keep: where checkpoints are written at the ends of epochs, and where to go on from. A resumed run ends with
+            the very same parameters, if each epoch's batches are a function of the epoch or of the global random
+            states.
+
+    Raises:
+        TrainingError: checkpoints of nothing. RunError: a checkpoint does not fit, or cannot be written.
+    """
+    if keep is not None and not state:
+        raise TrainingError("checkpoints of what? say state={'model': model, ...}")
+    parts = {**(state or {}), **_own_state(stages), "random": Randomness()}
+    schedule = [(stage.name, stage.epochs) for stage in stages]
+    done = keep.restore(parts, schedule) if keep else 0
+    with _Bar(sum(stage.epochs for stage in stages), done) as bar:
+        for stage, epoch in _epochs(stages)[done:]:
+            for batch in at_epoch(stage.batches, epoch):
+                _take(stage, batch)
+            stage.after_epoch()
+            bar.advance(stage.name)
+            if keep:
+                keep.offer(parts, schedule, bar.done)
+
+
+def _epochs(stages: Sequence[Stage]) -> list[tuple[Stage, int]]:
+    return [(stage, epoch) for stage in stages for epoch in range(stage.epochs)]
+
+
+def _own_state(stages: Sequence[Stage]) -> dict[str, Stateful]:
+    parts: dict[str, Stateful | None] = {}
+    for number, stage in enumerate(stages, 1):
+        parts |= {f"optimiser {number}": stage.optimiser, f"scheduler {number}": stage.scheduler}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _take(stage: Stage, batch: Batch) -> None:
@@ -85,8 +117,8 @@ def at_epoch(batches: Batches, epoch: int) -> Batches:
 class _Bar:
     """A progress bar over epochs that appears after two seconds, on a terminal only."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.began = total, 0, time.perf_counter()
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.began = total, done, time.perf_counter()
         self.progress: Progress | None = None
 
     def __enter__(self) -> _Bar:

@@ -82,7 +82,7 @@ class Table:
         transform: how a row of the source becomes a row of `x`; None if it does not apply.
 
     Raises:
-        DataError: there is no tensor, or the first dimensions differ.
+        DataError: there is no tensor, or the first dimensions differ; a tensor is asked for that is not there.
 
     Example:
         >>> table = Table({"x": torch.zeros(5, 2), "y": torch.arange(5)}, name="five")
@@ -117,6 +117,8 @@ class Table:
         return len(self)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise DataError(f"{self.name} has no {name!r}, only {', '.join(self.tensors)}; choose data that have it")
         return self.tensors[name]
 
     def __repr__(self) -> str:

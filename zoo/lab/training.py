@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,11 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from guides.sites import DATA, fixed_size, paired_sites, rows
+from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.checks import PlateScale, TrainingError, check
+from zoo.lab.predictions import Prediction, predict
 from zoo.lab.stages import Batch, Batches, NonFiniteLoss, Stage, at_epoch, run
+from zoo.lab.tables import Table
 
 Callback = Callable[["Fit"], None]
 
@@ -83,6 +86,25 @@ class Fit:
         error = math.sqrt(float((rest @ rest) / (len(half) - 2) / (time @ time)))
         return abs(float(fall)) < max(3 * error, 1e-3)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds beside parameters: how the training went so far."""
+        curves = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "valid")}
+        return {**curves, "seconds": self.seconds, "N": self.N}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to such a state."""
+        self.losses, self.valid = (state_dict[name].tolist() for name in ("losses", "valid"))
+        self.seconds, self.N = float(state_dict["seconds"]), int(state_dict["N"])
+
+    def predict(self, table: Table | Batch, *, site: str = "y", draws: int = 1000) -> Prediction:
+        """What the model says of a site, given everything else in the table; see `Prediction`.
+
+        Raises:
+            PredictionError: the model does not sample that site, or does so only as a latent of the guide.
+        """
+        batch = table.all() if isinstance(table, Table) else table
+        return predict(self.model, self.guide, _to(batch, self.device), site=site, draws=draws)
+
     def elbo(self, batch: Batch | None = None, *, particles: int = 100) -> tuple[float, float]:
         """The bound in nats for the full data set, and its Monte Carlo standard error over the particles.
 
@@ -112,6 +134,7 @@ def fit(
     valid: Batches | None = None,
     callbacks: Sequence[Callback] = (),
     device: Any = None,
+    keep: Checkpoints | None = None,
 ) -> Fit:
     """Train guide and model on a bound by stochastic gradients.
 
@@ -125,14 +148,16 @@ def fit(
         decay: the rate falls to `decay * lr` along a cosine; 1 keeps it constant.
         optimiser: `(parameters, lr=) -> torch.optim.Optimizer`; the default is `adam`.
         valid: batches on which the loss is recorded after every epoch.
-        callbacks: each is called with the `Fit` after every optimiser step.
+        callbacks: each is called with the `Fit` after every optimiser step; one with a state dict is checkpointed.
         device: where model, guide and batches are moved to.
+        keep: where checkpoints are written, and where to go on from: `Checkpoints(folder)`.
 
     Returns:
         The `Fit`. Model and guide are trained in place.
 
     Raises:
-        TrainingError: see `check`; `NonFiniteLoss` at the first loss that is not finite, naming the site.
+        TrainingError: see `check`; `NonFiniteLoss` at the first loss that is not finite, naming the site. RunError: a
+            checkpoint does not fit, or cannot be written.
     """
     model.to(device), guide.to(device)
     if iter(batches) is batches:
@@ -166,18 +191,28 @@ def fit(
         for callback in callbacks:
             callback(result)
 
+    began = time.perf_counter()
+
     def after_epoch() -> None:
+        nonlocal began
         if valid is not None:
-            values = [(float(loss(**_to(batch, device)).detach()), rows(batch)) for batch in valid]
+            in_order = at_epoch(valid, len(result.valid))
+            values = [(float(loss(**_to(batch, device)).detach()), rows(batch)) for batch in in_order]
             total = sum(v if follows else v * n / result.N for v, n in values)
             result.valid.append(total / sum(n for _, n in values))
+        result.seconds, began = result.seconds + time.perf_counter() - began, time.perf_counter()
 
     total = epochs * _length(batches)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
-    began = time.perf_counter()
-    run([Stage("training", step, batches, epochs, optim, cosine if decay != 1 else None, after_step, after_epoch)])
-    result.seconds = time.perf_counter() - began
+    stage = Stage("training", step, batches, epochs, optim, cosine if decay != 1 else None, after_step, after_epoch)
+    run([stage], state={"parameters": loss, "fit": result, **_with_state(callbacks)}, keep=keep)
     return result
+
+
+def _with_state(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """The callbacks that a checkpoint remembers."""
+    stateful = [callback for callback in callbacks if hasattr(callback, "state_dict")]
+    return {f"callback {number}": callback for number, callback in enumerate(stateful, 1)}
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

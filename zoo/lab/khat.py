@@ -1,0 +1,315 @@
+"""How far q is from the posterior: Pareto k-hat of the importance weights, joint or for each datum.
+
+The weights are w_s = p(x, theta_s) / q(theta_s) of joint draws theta_s ~ q in weight space, over all training data.
+The largest of them follow a generalised Pareto law, whose shape k counts the moments of w: the mean is finite below 1,
+the variance below 1/2. R-hat of such draws says nothing, since they are independent whatever q is.
+
+References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto Smoothed Importance Sampling (JMLR 25:72);
+Yao, Vehtari, Simpson, Gelman 2018, Yes, but Did It Work? Evaluating Variational Inference (ICML).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import arviz as az
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor, nn
+
+from guides import weight_space
+from guides.sites import DATA, paired_sites, rows
+from zoo.lab.predictive import ROWS_AT_ONCE, condition, draw
+from zoo.lab.stages import Batch, at_epoch
+from zoo.lab.training import Fit
+
+FEWEST = 100  # draws below which the tail has no twenty weights
+
+
+class DiagnosisError(ValueError):
+    """A number that would mean nothing here; the text says why, and what to look at instead."""
+
+
+def threshold(draws: int) -> float:
+    """The k-hat below which S weights can be trusted, min(1 - 1 / log10 S, .7) (Vehtari et al. 2024).
+
+    Above .7 the number of draws needed grows out of reach; fewer than 2200 draws need a lower k-hat still.
+    """
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def tail_index(log_weights: Tensor, *, resolution: float = 0.0) -> np.ndarray:
+    """Pareto k-hat of the largest weights, by `arviz.psislw`.
+
+    Args:
+        log_weights: (S, ...), S draws.
+        resolution: rounding error of the log weights. Weights that differ by no more are all equal and have no tail.
+
+    Returns:
+        (...) k-hat; minus infinity where all weights are equal; plus infinity where four draws or fewer carry all.
+
+    Raises:
+        DiagnosisError: fewer than 100 draws, or a log weight that is not finite.
+    """
+    if len(log_weights) < FEWEST:
+        raise DiagnosisError(f"k-hat needs at least {FEWEST} draws, not {len(log_weights)}")
+    bad = int((~log_weights.isfinite()).sum())
+    if bad:
+        raise DiagnosisError(f"{bad} of {log_weights.numel()} importance weights are not finite: no k-hat")
+    values = log_weights.detach().double().movedim(0, -1).cpu().numpy()
+    equal = values.max(-1) - values.min(-1) <= resolution
+    found = np.full(equal.shape, -math.inf)
+    if not equal.all():
+        found[~equal] = az.psislw(values[~equal])[1]
+    return found
+
+
+@dataclass(frozen=True)
+class KHat:
+    """Joint k-hat of a guide.
+
+    Attributes:
+        value: k-hat; minus infinity if all weights are equal, as they are under the exact posterior.
+        draws: S.
+        elements: how many numbers the latents are.
+    """
+
+    value: float
+    draws: int
+    elements: int
+
+    @property
+    def threshold(self) -> float:
+        """See `threshold`."""
+        return threshold(self.draws)
+
+    @property
+    def error(self) -> float:
+        """Asymptotic standard error (1 + k) / sqrt(tail) of the fitted shape; NaN below k = -1/2."""
+        tail = math.ceil(min(0.2 * self.draws, 3 * math.sqrt(self.draws)))
+        return (1 + self.value) / math.sqrt(tail) if -0.5 < self.value < math.inf else math.nan
+
+    @property
+    def usable(self) -> bool:
+        """Whether importance weights of this guide can be trusted."""
+        return self.value < self.threshold
+
+    @property
+    def sentence(self) -> str:
+        """The number in words."""
+        if self.value == -math.inf:
+            return "Pareto k-hat: all importance weights are equal up to rounding, so q is the exact posterior."
+        shown = f"Pareto k-hat {self.value:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
+        if self.usable:
+            return f"{shown}, below {self.threshold:.2f}: importance weights can correct what this guide gets wrong."
+        mean = "have no finite mean" if self.value >= 1 else "are unreliable"
+        return (
+            f"{shown}, not below {self.threshold:.2f}: importance weights over the {self.elements} latent numbers "
+            f"{mean}, so q as a whole is not close to the posterior. Predictions may still be good (the weights of a "
+            "network, whose hidden units can be exchanged, hardly ever pass): look at predictive scores and at "
+            "agreement over restarts."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; what is not finite is None."""
+        numbers = {"value": self.value, "error": self.error, "threshold": self.threshold}
+        return {**{k: finite(v) for k, v in numbers.items()}, "draws": self.draws, "elements": self.elements}
+
+
+@dataclass(frozen=True)
+class DatumKHats:
+    """k-hat of every datum under an amortised guide.
+
+    Attributes:
+        values: (n,) k-hat of each datum, in the order of the batch.
+        draws: S.
+    """
+
+    values: np.ndarray
+    draws: int
+
+    @property
+    def threshold(self) -> float:
+        """See `threshold`."""
+        return threshold(self.draws)
+
+    @property
+    def share(self) -> float:
+        """Share of the data whose k-hat is not below the threshold."""
+        return float((self.values >= self.threshold).mean())
+
+    def worst(self, count: int = 5) -> list[int]:
+        """Rows of the batch with the largest k-hat, worst first."""
+        return [int(row) for row in np.argsort(-self.values)[:count]]
+
+    @property
+    def sentence(self) -> str:
+        """The numbers in words."""
+        worst = ", ".join(f"{row} ({self.values[row]:.2f})" for row in self.worst(3))
+        told = (
+            "the encoder's q(z | x) can be corrected by importance weights for all of them"
+            if not self.share
+            else "there the encoder's q(z | x) misses the posterior of z"
+        )
+        return (
+            f"Pareto k-hat per datum: {100 * self.share:.0f} % of {len(self.values)} data are not below "
+            f"{self.threshold:.2f}: {told}. Worst rows: {worst}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = [finite(value) for value in self.values.tolist()]
+        numbers = {"share": self.share, "threshold": self.threshold, "draws": self.draws, "worst": self.worst()}
+        return {**numbers, "values": values}
+
+
+def joint(fit: Fit, *, draws: int = 4000) -> KHat:
+    """k-hat of the joint importance weights p(x, theta) / q(theta) over all training data.
+
+    The batches are gone through one after the other under the same draws, so nothing is scaled.
+
+    Raises:
+        DiagnosisError: a point mass; a family whose activations follow another law than its weights; local latents
+            spread over several batches; a weight that is not finite.
+    """
+    batches = list(training_batches(fit))
+    _refuse_joint(fit, batches)
+    first = draw(fit.model, fit.guide, batches[0], draws)
+    log_weights = first.lp.double() - first.log_q.double()
+    for batch in batches[1:]:
+        log_weights = log_weights + _likelihood(fit.model, first.latents, batch, draws)
+    size = max(float(log_weights.abs().max()), float(first.log_q.abs().max()))
+    rounding = 64 * torch.finfo(first.lp.dtype).eps * size
+    elements = sum(value[0].numel() for value in first.latents.values())
+    return KHat(float(tail_index(log_weights, resolution=rounding)), draws, elements)
+
+
+def per_datum(fit: Fit, batch: Batch | None = None, *, draws: int = 1000) -> DatumKHats:
+    """k-hat of p(x_n, z_n | theta) / q(z_n | x_n) for each datum, given one draw of the global latents theta.
+
+    Args:
+        batch: the data; the first training batch if not given.
+
+    Raises:
+        DiagnosisError: no local latents, one of them a point mass, or a guide that is joint over the data.
+    """
+    batch = fit.first_batch() if batch is None else batch
+    guide = _given_globals(fit, batch)
+    parts = [draw(fit.model, guide, part, draws) for part in _rows_at_a_time(batch, max(1, ROWS_AT_ONCE // draws))]
+    values = []
+    for part in parts:
+        seen = [out.log_prob.double() for out in part.outputs.values() if out.log_prob is not None]
+        assert part.local is not None
+        log_weights = part.local.double() + sum(seen)
+        rounding = 64 * torch.finfo(part.local.dtype).eps * float(log_weights.abs().max())
+        values.append(tail_index(log_weights, resolution=rounding))
+    return DatumKHats(np.concatenate(values), draws)
+
+
+def training_batches(fit: Fit) -> Iterator[Batch]:
+    """The batches a fit was trained on, where its guide is."""
+    for batch in at_epoch(fit.batches, 0):
+        yield {k: v.to(fit.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON cannot say."""
+    return value if math.isfinite(value) else None
+
+
+def refuse_other_law(fit: Fit, number: str) -> None:
+    """A guide or family may say `joint_density = False`: what reaches the data is not drawn from the law it charges.
+
+    Raises:
+        DiagnosisError: it does, so there is no such number.
+    """
+    names = [type(module).__name__ for module in fit.guide.modules() if not getattr(module, "joint_density", True)]
+    if names:  # the guide first, the family last
+        raise DiagnosisError(
+            f"no {number}: the activations of {names[-1]} follow another law than its weights; look at predictive "
+            "scores and at agreement over restarts"
+        )
+
+
+def _refuse_joint(fit: Fit, batches: list[Batch]) -> None:
+    refuse_other_law(fit, "joint k-hat")
+    sites = _guided(fit, batches[0])
+    _refuse_points(_points(sites))
+    local = [name for name, site in sites.items() if _is_local(site)]
+    if local and len(batches) > 1:
+        raise DiagnosisError(f"no joint k-hat: {local} are latents of each datum; look at k-hat per datum")
+
+
+def _refuse_points(points: list[str]) -> None:
+    if points:
+        raise DiagnosisError(f"no k-hat: the guide is a point mass at {points}, and a point has no density")
+
+
+def _guided(fit: Fit, batch: Batch) -> dict[str, Any]:
+    """The guide's sites, which must be all latents of the model."""
+    if any(isinstance(value, Mapping) for value in batch.values()):
+        raise DiagnosisError("no k-hat: the model is trained on several data streams, not on one set of data")
+    with weight_space():
+        p, q = paired_sites(fit.model, fit.guide, batch)
+    summed = [name for name, site in p.items() if name not in q and not site["is_observed"]]
+    if summed:
+        raise DiagnosisError(f"no k-hat: the guide does not draw {summed}, which the model sums out")
+    return q
+
+
+def _points(sites: Mapping[str, Any]) -> list[str]:
+    """Bare point masses; those of automatic guides have their density in an auxiliary site."""
+    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
+        return []
+    return [name for name, site in sites.items() if _is_delta(site["fn"])]
+
+
+def _is_delta(law: Any) -> bool:
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, Delta)
+
+
+def _is_local(site: Mapping[str, Any]) -> bool:
+    return any(frame.name == DATA for frame in site["cond_indep_stack"])
+
+
+def _given_globals(fit: Fit, batch: Batch) -> Callable[..., Any]:
+    """The guide with its global sites held at one draw."""
+    sites = _guided(fit, batch)
+    local = {name: site for name, site in sites.items() if _is_local(site)}
+    if not local:
+        raise DiagnosisError("no k-hat per datum: the model has no local latents; look at the joint one")
+    if any(site["infer"].get("is_auxiliary") for site in sites.values()):
+        raise DiagnosisError("no k-hat per datum: an automatic guide is joint over the data; look at the joint one")
+    _refuse_points(_points(local))
+    with torch.no_grad(), weight_space(), poutine.block():
+        trace = poutine.trace(fit.guide).get_trace(**batch)
+    for name in set(trace.nodes) - (set(sites) - set(local)):
+        trace.remove_node(name)
+    return poutine.replay(fit.guide, trace=trace)
+
+
+def _rows_at_a_time(batch: Batch, size: int) -> Iterator[Batch]:
+    n = rows(batch)
+    for begun in range(0, n, size):
+        yield {
+            key: value[begun : begun + size] if isinstance(value, Tensor) and value.dim() and len(value) == n else value
+            for key, value in batch.items()
+        }
+
+
+def _likelihood(model: nn.Module, latents: Mapping[str, Tensor], batch: Batch, draws: int) -> Tensor:
+    """(S,) log p(data of the batch | latents), unscaled."""
+    pieces = math.ceil(draws / max(4, ROWS_AT_ONCE // rows(batch)))
+    total = []
+    for index in torch.arange(draws).tensor_split(pieces):
+        drawn = condition(model, {name: value[index] for name, value in latents.items()}, batch)
+        seen = [out.log_prob.double() for out in drawn.outputs.values() if out.log_prob is not None]
+        total.append(sum(term.flatten(1).sum(1) for term in seen))
+    return torch.cat([torch.as_tensor(part) for part in total])
