@@ -65,15 +65,18 @@ def constrain(loc: Tensor, scale: Tensor, transform: Any) -> Distribution:
     return dist.TransformedDistribution(normal, [transform])
 
 
-def gamma_start(prior: Distribution) -> tuple[Tensor, Tensor]:
-    """Shape and rate of a Gamma prior, under whatever `to_event` and `expand` it wears; ones for other priors."""
+def gamma_of(prior: Distribution) -> torch.distributions.Gamma | None:
+    """The Gamma that a prior is, under whatever `to_event` and `expand` it wears; None for other priors."""
     base: Any = prior
     while hasattr(base, "base_dist") and not hasattr(base, "concentration"):
         base = base.base_dist
-    one = torch.ones(_shape(prior))
-    if not isinstance(base, torch.distributions.Gamma):
-        return one, one.clone()
-    return base.concentration.detach() * one, base.rate.detach() * one
+    return base if isinstance(base, torch.distributions.Gamma) else None
+
+
+def gamma_start(prior: Distribution) -> tuple[Tensor, Tensor]:
+    """Shape and rate of a Gamma prior; ones for other priors."""
+    gamma, one = gamma_of(prior), torch.ones(_shape(prior))
+    return (one, one.clone()) if gamma is None else (gamma.concentration.detach() * one, gamma.rate.detach() * one)
 
 
 def _shape(prior: Distribution) -> Size:

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 
 from guides import distributions
 from guides.sides import Diagonal, LowRank, Tril
-from guides.supports import constrain, continuous, gamma_start, is_positive, is_real, start
+from guides.supports import constrain, continuous, gamma_of, gamma_start, is_positive, is_real, start
 
 SCALE = math.exp(-3.0)
 
@@ -32,8 +32,11 @@ def fits(family: Callable[..., nn.Module], prior: Distribution) -> bool:
 
 
 def default_family(prior: Distribution) -> Callable[..., nn.Module]:
-    """The family of a support: Gamma for positive sites, mean field (through `biject_to`) for everything else."""
-    return Gamma if is_positive(prior) else MeanField
+    """The family of a site: Gamma where the prior is one, mean field (through `biject_to`) everywhere else.
+
+    Off a Gamma prior a Gamma would start wide, and a scale for which E[1 / s^2] is infinite does not train.
+    """
+    return MeanField if gamma_of(prior) is None else Gamma
 
 
 class MeanField(nn.Module):

@@ -369,6 +369,20 @@ def test_resuming_clears_what_a_killed_writer_left(kept: Path) -> None:
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(kept: Path) -> None:
+    before = kept.read_bytes()
+    model = Deep(30)
+    pair = experiments.build_guide("MeanField", model, table().peek())
+    x, y = table().all().values()
+    bad = [{"x": x, "y": y.clone().fill_(math.inf)}] * STEPS
+    with pyro.validation_enabled(False), pytest.raises(lab.NonFiniteLoss, match=r"step 9.*'y' in the model"):
+        lab.fit(
+            model, pair, bad, pyro.infer.Trace_ELBO(), epochs=EPOCHS, decay=0.1, callbacks=[Average()],
+            keep=lab.Checkpoints.resume(kept.parent, every=0.0),
+        )  # fmt: skip
+    assert kept.read_bytes() == before
+
+
 # Disks that are full
 
 
@@ -415,7 +429,7 @@ def test_a_file_that_may_not_grow_loses_nothing(kept: Path) -> None:
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_disk_that_fails_late_loses_nothing(call: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.EIO, "a long story\nof some library")
 
     before = kept.read_bytes()
     monkeypatch.setattr(os, call, fail)

@@ -239,6 +239,18 @@ def test_positive_families_start_at_a_gamma_prior(family: str) -> None:
     torch.testing.assert_close(log_q.var(0), torch.polygamma(1, torch.tensor([2.0, 6.0])), rtol=0.05, atol=0)
 
 
+def test_a_positive_site_whose_prior_is_no_gamma_gets_the_mean_field_of_its_logarithm() -> None:
+    """A Gamma of shape 1 would give a scale s with E[1 / s^2] infinite, on which no fit gets anywhere."""
+
+    def model(x: Tensor) -> None:
+        pyro.sample("s", dist.HalfCauchy(2.5))
+        pyro.sample("t", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+
+    guide = Guide(model, {"x": torch.zeros(3)}, weights=guides.MatrixNormal)
+    assert isinstance(guide.q["s"], guides.MeanField) and isinstance(guide.q["t"], guides.Gamma)
+    assert guide.q["s"]().support.check(torch.tensor(2.0))
+
+
 def test_a_gamma_started_at_its_prior_has_no_divergence() -> None:
     prior = dist.Gamma(torch.tensor([2.0, 6.0]), 3.0).to_event(1)
     assert float(kl_divergence(guides.Gamma(prior)(), prior).detach()) == pytest.approx(0, abs=1e-12)

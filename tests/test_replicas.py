@@ -1,6 +1,8 @@
 """Several fits side by side, and averages of parameters: both against plain loops."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from torch import nn
 
 import guides
 from zoo import lab, matrix_gaussian
+from zoo.lab import runs
 from zoo.lab.averaging import Average, weight
+from zoo.lab.experiments import Plan, Recipe, prepare
 from zoo.lab.replicas import fit_together
 
 
@@ -91,6 +95,20 @@ def test_the_average_of_a_fit_is_that_of_its_parameters_and_of_replicas() -> Non
     one: Any = losses[0]
     for mine, other in zip(one.guide.parameters(), fit.guide.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_a_run_whose_recipe_averages_is_loaded_averaged(tmp_path: Path) -> None:
+    plan = Plan("matrix_gaussian", "diabetes", recipe=Recipe(epochs=2, average=0.9, model={"hidden": [3]}))
+    cell, split = prepare(plan)
+    trained = cell.fit(keep=runs.begin(tmp_path / "run", plan, cell, split))
+    torch.set_default_dtype(torch.float64)
+    again = lab.load(tmp_path / "run")
+    for mine, other in zip(trained.guide.parameters(), again.fit.guide.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+    last, _ = prepare(replace(plan, recipe=replace(plan.recipe, average=0.0)))
+    torch.set_default_dtype(torch.float64)
+    plain = last.fit()
+    assert any(not torch.equal(a, b) for a, b in zip(plain.guide.parameters(), trained.guide.parameters(), strict=True))
 
 
 def test_averages_refuse_what_makes_no_sense() -> None:

@@ -35,6 +35,8 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         code = app(arguments or ["--help"], prog_name="zoo", standalone_mode=False)
+        if code == 130:  # some versions of typer return this instead of raising
+            err.print("zoo: interrupted")
         sys.exit(code if isinstance(code, int) else 0)
     except (typer.Abort, KeyboardInterrupt):
         err.print("zoo: interrupted")

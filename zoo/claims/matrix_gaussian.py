@@ -113,12 +113,12 @@ EXPERIMENTS = {
             for d, k, m, rows in ((7, 50, 5, 277), (785, 150, 50, 100), (785, 150, 50, 1000))
         ]
     ),
-    "yacht": Experiment(yacht_cells, side_by_side.measure),
-    "published": Experiment(published_cells, side_by_side.measure),
+    "yacht": Experiment(yacht_cells, side_by_side.measure, slow=True),
+    "published": Experiment(published_cells, side_by_side.measure, slow=True),
     "benchmark": Experiment(benchmark_cells, side_by_side.measure, slow=True),
     "naval": Experiment(naval_cells, side_by_side.measure, slow=True),
     "mnist": Experiment(mnist_cells, images.measure),
-    "digits": Experiment(digits_cells, images.measure),
+    "digits": Experiment(digits_cells, images.measure, slow=True),
 }
 
 

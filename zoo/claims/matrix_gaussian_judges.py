@@ -40,7 +40,7 @@ def counts(rows: list[Row]) -> Verdict:
         texts.append(f"{widths}: {row['matrix_normal']:,} against {row['mean_field']:,} for {row['weights']:,} weights")
     fewer = all(row["matrix_normal"] < row["mean_field"] for row in rows)
     note = "A layer with one output has more (51 + 51 + 1 > 102): fewer holds iff (d - 1)(k - 1) > 1."
-    return Verdict("reproduced" if fewer else "not reproduced", f"{'; '.join(texts)}. {note}", rows)
+    return Verdict("reproduced" if fewer else "not reproduced", f"{'; '.join(texts)}. {note}", kept(rows))
 
 
 def unchanged(rows: list[Row]) -> Verdict:
@@ -52,7 +52,7 @@ def unchanged(rows: list[Row]) -> Verdict:
     ]
     fine = all(abs(row[f"{key}_bias"]) < 5 * row[f"{key}_error"] for key in ("local", "weight"))
     summary = f"Mean loss minus the exact {-row['exact']:.4f} nats: {', '.join(told)}."
-    return Verdict("reproduced" if fine else "not reproduced", summary, rows)
+    return Verdict("reproduced" if fine else "not reproduced", summary, kept(rows))
 
 
 def quieter(rows: list[Row]) -> Verdict:
@@ -75,7 +75,7 @@ def linear_kernel(rows: list[Row]) -> Verdict:
     (row,) = rows
     worst = max(row["difference"], row["marginal_difference"])
     summary = f"Covariance of a batch of activations minus the kernel's, and of single rows: at most {worst:.1e}."
-    return Verdict("reproduced" if worst < 1e-10 else "not reproduced", summary, rows)
+    return Verdict("reproduced" if worst < 1e-10 else "not reproduced", summary, kept(rows))
 
 
 def never_better(rows: list[Row]) -> Verdict:
@@ -123,7 +123,7 @@ def cheaper(rows: list[Row]) -> Verdict:
         f"{'; '.join(texts)}. The properties are kept (bound and row laws equal, tested); fewer random numbers "
         "alone do not make it cheaper."
     )
-    return Verdict(outcome, summary, rows)
+    return Verdict(outcome, summary, kept(rows))
 
 
 def no_bound(rows: list[Row]) -> Verdict:
@@ -133,7 +133,12 @@ def no_bound(rows: list[Row]) -> Verdict:
         f"J = {row['J']:.3f} ± {row['error']:.3f} nats where the log evidence is {row['evidence']:.3f}: "
         f"{row['excess']:.2f} above it."
     )
-    return Verdict("reproduced" if row["excess"] > 5 * row["error"] else "not reproduced", summary, rows)
+    return Verdict("reproduced" if row["excess"] > 5 * row["error"] else "not reproduced", summary, kept(rows))
+
+
+def kept(rows: list[Row]) -> list[Row]:
+    """The rows without what differs from one measurement to the next."""
+    return [{key: value for key, value in row.items() if key not in ("experiment", "seconds")} for row in rows]
 
 
 def summaries(rows: list[Row]) -> list[Row]:
@@ -182,7 +187,10 @@ def as_published(rows: list[Row]) -> Verdict:
     published = {row["data"]: LITERATURE[row["data"]]["published"] for row in theirs}
     numbers = [f"{data} {a[0]:.2f} ± {a[1]:.2f} / {b[0]:.2f} ± {b[1]:.2f}" for data, (a, b) in published.items()]
     outcome = "reproduced" if all(agrees(row) for row in theirs) else "not reproduced"
-    summary = f"{'; '.join(texts)}. Published: {'; '.join(numbers)}. Without pseudo-data, {'; '.join(fair)}."
+    summary = (
+        f"{'; '.join(texts)}. Published: {'; '.join(numbers)}. Without pseudo-data, {'; '.join(fair)}. "
+        "Reproduced means: no score worse than the published one by more than two combined standard errors."
+    )
     return Verdict(outcome, summary, found)
 
 
@@ -216,7 +224,7 @@ def digits_error(rows: list[Row]) -> Verdict:
     )
     outcome = "reproduced" if abs(100 * row["error"] - 1.09) < 0.25 and row["epochs"] == 100 else "not reproduced"
     rows = [{"epoch": e, "error": row["errors"][e - 1], "kl": _short(row["kl"][e - 1])} for e in marks]
-    return Verdict(outcome, summary, rows)
+    return Verdict(outcome, summary, kept(rows))
 
 
 def the_outputs_carry(rows: list[Row]) -> Verdict:

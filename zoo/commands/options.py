@@ -27,6 +27,9 @@ Rate = Annotated[float, typer.Option("--lr", min=0.0, help="Adam's learning rate
 Decay = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="The rate falls to DECAY x LR along a cosine; 1: constant.")
 ]
+Average = Annotated[
+    float, typer.Option(min=0.0, max=0.9999, help="Decay of a moving average of all parameters; 0: the last values.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of initial values, batches and noise.")]
 Draws = Annotated[int, typer.Option(min=2, help="Predictive draws per score.")]
 Hidden = Annotated[str | None, typer.Option(help="Hidden widths, such as 50 or 50,50; none: a linear model.")]
@@ -45,6 +48,7 @@ def make_recipe(
     batch: int = 128,
     lr: float = 1e-2,
     decay: float = 0.01,
+    average: float = 0.0,
     seed: int = 0,
     draws: int = 200,
     hidden: str | None = None,
@@ -59,7 +63,7 @@ def make_recipe(
     model = dict(_key_value(option) for option in options or [])
     if hidden is not None:
         model["hidden"] = _widths(hidden)
-    return Recipe(epochs, batch, lr, decay, seed, draws, device, dtype, model)
+    return Recipe(epochs, batch, lr, decay, average, seed, draws, device, dtype, model)
 
 
 def _widths(text: str) -> list[int]:

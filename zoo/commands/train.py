@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from zoo.commands.options import (
     AsJson,
+    Average,
     BatchSize,
     Data,
     Decay,
@@ -82,6 +83,7 @@ def fit(
     batch: BatchSize = 128,
     lr: Rate = 1e-2,
     decay: Decay = 0.01,
+    average: Average = 0.0,
     seed: Seed = 0,
     draws: Draws = 200,
     hidden: Hidden = None,
@@ -114,7 +116,7 @@ def fit(
         raise ValueError("fit what? give a PAPER of `zoo list` (or your own module:Model), or --resume RUN")
     if folder is not None:
         runs.refuse_existing(folder)
-    recipe = make_recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
+    recipe = make_recipe(epochs, batch, lr, decay, average, seed, draws, hidden, options, device, dtype)
     if download:
         obtain(data)
     plan = Plan(paper_name, data, split, target, guide, recipe)
@@ -183,6 +185,7 @@ def compare(
     batch: BatchSize = 128,
     lr: Rate = 1e-2,
     decay: Decay = 0.01,
+    average: Average = 0.0,
     seed: Seed = 0,
     draws: Draws = 200,
     hidden: Hidden = None,
@@ -200,7 +203,7 @@ def compare(
     """
     from zoo.lab.data import obtain
 
-    recipe = make_recipe(epochs, batch, lr, decay, seed, draws, hidden, options, device, dtype)
+    recipe = make_recipe(epochs, batch, lr, decay, average, seed, draws, hidden, options, device, dtype)
     if download:
         obtain(data)
     found = _compare(paper_name, data, guides, splits, recipe, jobs, target)

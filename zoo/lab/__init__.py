@@ -1,17 +1,21 @@
 """What every experiment needs and no paper owns: data, training, scores, chains, ArviZ, reports."""
 
 from zoo.lab.arviz_bridge import to_arviz
+from zoo.lab.averaging import Average
 from zoo.lab.chains import nuts
 from zoo.lab.checkpoints import Checkpoints, RunError
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
+from zoo.lab.diagnosis import diagnose
 from zoo.lab.predictions import Prediction, PredictionError
+from zoo.lab.replicas import fit_together
 from zoo.lab.runs import Run, load
 from zoo.lab.stages import NonFiniteLoss, Stage, run
 from zoo.lab.training import Fit, fit, seed
 
 __all__ = [
+    "Average",
     "Checkpoints",
     "DataError",
     "Fit",
@@ -30,7 +34,9 @@ __all__ = [
     "UnregisteredKL",
     "check",
     "compare",
+    "diagnose",
     "fit",
+    "fit_together",
     "load",
     "nuts",
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,30 +39,32 @@ class Average:
             raise ValueError(f"the decay of an average lies between 0 and 1, not {decay}")
         self.decay = decay
         self.averaged: AveragedModel | None = None
-        self._loaded: dict[str, Any] | None = None
+        self._saved: Mapping[str, Any] = {}
 
     def __call__(self, fit: Fit) -> None:
         """Take in the parameters after one optimiser step."""
-        loss = fit.bound(fit.model, fit.guide)
-        if self.averaged is None:
-            self.averaged = AveragedModel(loss, avg_fn=self._mix)
-            if self._loaded is not None:
-                self.averaged.load_state_dict(self._loaded)
-        self.averaged.update_parameters(loss)
+        self._of(fit).update_parameters(fit.bound(fit.model, fit.guide))
 
     def apply(self, fit: Fit) -> None:
         """Put the average in the place of the parameters of the fit."""
-        if self.averaged is None:
+        if self.averaged is None and not self._saved:
             raise ValueError("nothing to average: give this callback to fit first")
-        fit.bound(fit.model, fit.guide).load_state_dict(self.averaged.module.state_dict())
+        fit.bound(fit.model, fit.guide).load_state_dict(self._of(fit).module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {} if self.averaged is None else self.averaged.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._loaded = state or None
+        self.averaged, self._saved = None, state_dict
+
+    def _of(self, fit: Fit) -> AveragedModel:
+        if self.averaged is None:
+            self.averaged = AveragedModel(fit.bound(fit.model, fit.guide), avg_fn=self._mix)
+            if self._saved:
+                self.averaged.load_state_dict(self._saved)
+        return self.averaged
 
     def _mix(self, average: Tensor, new: Tensor, steps: Any) -> Tensor:
         return torch.lerp(average, new, weight(self.decay, int(steps)))

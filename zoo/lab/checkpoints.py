@@ -225,7 +225,7 @@ def _kept(path: Path) -> str:
 
 def _reason(error: OSError) -> str:
     mend = "; make room" if error.errno == errno.ENOSPC else ""
-    return f"{error.strerror or brief(error)}{mend}"
+    return f"{os.strerror(error.errno) if error.errno else brief(error)}{mend}"  # HDF5 tells long stories
 
 
 def brief(error: BaseException) -> str:

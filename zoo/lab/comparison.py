@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from torch.distributions import kl_divergence
 
 from guides.sites import kl_registered, paired_sites
-from zoo.lab import figures, scores
+from zoo.lab import figures, khat, scores
 from zoo.lab.predictive import Draws, Output, draw
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
@@ -35,6 +35,7 @@ class Score:
         error: test error rate; empty for regression.
         elbo: the bound on the training data; empty where it is none (point estimates).
         kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
+        khat: Pareto k-hat of the joint importance weights on the first split; None where it is refused or too costly.
     """
 
     guide: str
@@ -46,6 +47,7 @@ class Score:
     seconds: list[float] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
+    khat: float | None = None
 
 
 @dataclass
@@ -80,6 +82,8 @@ class Comparison:
         columns["bound"] = lambda s: _interval(s.elbo) if s.elbo else "no bound"
         if self.evidence and any(score.elbo for score in self.scores):
             columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo else ""
+        if any(score.khat is not None for score in self.scores):
+            columns["k-hat"] = lambda s: "" if s.khat is None else f"{s.khat:.2f}"
         columns["parameters"] = lambda s: f"{s.parameters:,}"
         columns["seconds"] = lambda s: f"{np.mean(s.seconds):.1f}"
         return columns
@@ -106,7 +110,11 @@ class Comparison:
             f"log-lik: {VARIANT}, nats per test datum",
             "bound: nats per training datum",
         ]
-        return "; ".join(parts + ["gap: exact log evidence minus bound, nats for all data"] * bool(self.evidence))
+        if self.evidence:
+            parts.append("gap: exact log evidence minus bound, nats for all data")
+        if any(score.khat is not None for score in self.scores):
+            parts.append("k-hat: of the importance weights p / q of all latents, first split; below .7 usable")
+        return "; ".join(parts)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -153,6 +161,7 @@ class Comparison:
             "seconds": float(np.mean(score.seconds)),
             "converged": score.converged,
             "kl": score.kl,
+            "khat": None if score.khat is None else _finite(score.khat),
         }
 
 
@@ -180,7 +189,7 @@ def compare(
             first.setdefault(name, drawn)
             _score(score, fit, drawn, particles)
             if split == 0:
-                score.kl = kl_by_site(fit)
+                score.kl, score.khat = kl_by_site(fit), _khat(fit)
         found.append(score)
     comparison = Comparison(found, len(tests))
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
@@ -212,6 +221,16 @@ def is_bound(fit: Fit) -> bool:
     _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
     auxiliary = [site for site in q.values() if site["infer"].get("is_auxiliary")]
     return not any(_is_delta(site["fn"]) for site in auxiliary or q.values())
+
+
+def _khat(fit: Fit, *, draws: int = 1000) -> float | None:
+    """The joint k-hat, unless it makes no sense or its draws over all data would take minutes."""
+    if draws * fit.N > 5_000_000:
+        return None
+    try:
+        return khat.joint(fit, draws=draws).value
+    except khat.DiagnosisError:
+        return None
 
 
 def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:

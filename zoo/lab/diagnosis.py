@@ -11,7 +11,8 @@ from typing import Any
 
 from zoo.lab.comparison import is_bound
 from zoo.lab.distances import Distance, distance
-from zoo.lab.khat import DatumKHats, DiagnosisError, KHat, finite, joint, per_datum, refuse_other_law
+from zoo.lab.khat import joint, per_datum, refuse_other_law
+from zoo.lab.pareto import DatumKHats, DiagnosisError, KHat, finite
 from zoo.lab.restarts import Agreement, agreement, restarts
 from zoo.lab.training import Fit
 

@@ -12,7 +12,7 @@ import arviz as az
 import numpy as np
 from torch import Tensor
 
-from zoo.lab.khat import DiagnosisError
+from zoo.lab.pareto import DiagnosisError
 
 Draws = az.InferenceData | Mapping[str, Tensor | np.ndarray]
 

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from pyro.infer import ELBO, Trace_ELBO, autoguide
+from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
-import guides
-from guides.sites import DATA, latent_sites
+from zoo.lab.averaging import Average
 from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import Split, Table, load
+from zoo.lab.guide_names import ExperimentError, build_guide, known_guides
 from zoo.lab.training import Fit, fit, seed
 
-WEIGHTS = (
-    guides.MatrixNormal,
-    guides.MatrixNormalLowRank,
-    guides.MatrixNormalTril,
-    guides.MatrixNormalFITC,
-    guides.MatrixNormalAuthors,
-    guides.MeanField,
-    guides.SiteFullRank,
-    guides.Point,
-)
-LATENTS = (guides.NormalEncoder,)
-AUTO = (
-    autoguide.AutoNormal,
-    autoguide.AutoMultivariateNormal,
-    autoguide.AutoLowRankMultivariateNormal,
-    autoguide.AutoDelta,
-    autoguide.AutoIAFNormal,
-)
 STEPS = 2000  # where no number of epochs is given
-
-
-class ExperimentError(ValueError):
-    """A comparison that cannot be set up; the text says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +31,7 @@ class Recipe:
         epochs: None takes about 2000 optimiser steps.
         batch: rows of a minibatch.
         lr, decay: Adam's rate, falling along a cosine to `decay * lr`.
+        average: decay of the moving average that stands for the parameters in the end (`lab.Average`); 0: the last.
         seed: of the initial values, the order of the batches and the noise, together with the split.
         draws: predictive draws per score.
         model: options of the paper's model.
@@ -64,6 +41,7 @@ class Recipe:
     batch: int = 128
     lr: float = 1e-2
     decay: float = 0.01
+    average: float = 0.0
     seed: int = 0
     draws: int = 200
     device: str | None = None
@@ -73,71 +51,6 @@ class Recipe:
     def epochs_for(self, train: Table) -> int:
         """The number of epochs, given or from the number of steps."""
         return self.epochs or math.ceil(STEPS / math.ceil(len(train) / self.batch))
-
-
-def known_guides() -> list[str]:
-    """The names `build_guide` knows."""
-    return [family.__name__ for family in (*WEIGHTS, *LATENTS, *AUTO)]
-
-
-def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
-    """The guide of that name for a model: a family, a class of `pyro.infer.autoguide`, or `module:Family`.
-
-    A weight family serves all global sites it fits; local sites get an encoder.
-
-    Raises:
-        ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
-    """
-    start: Mapping[str, Any] = getattr(model, "start", dict)()
-    if name.startswith("Auto") and hasattr(autoguide, name):
-        return _automatic(name, model, batch, start)
-    family = _family(name)
-    if family is None:
-        near = difflib.get_close_matches(name, known_guides(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join(_fitting(model, batch))}")
-    if family in LATENTS:
-        _require_local(name, model, batch)
-        return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
-    return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
-
-
-def _automatic(name: str, model: nn.Module, batch: Mapping[str, Any], start: Mapping[str, Any]) -> guides.Auto:
-    guide_class = getattr(autoguide, name)
-    if guide_class is autoguide.AutoLaplaceApproximation:
-        raise ExperimentError(f"{name} is a point until its Hessian is taken after training; compare AutoDelta instead")
-    if any(frame.name == DATA for s in latent_sites(model, batch).values() for frame in s["cond_indep_stack"]):
-        raise ExperimentError(f"{name} has one parameter per datum of a local site; use a weight family or an encoder")
-    flow = issubclass(guide_class, autoguide.AutoNormalizingFlow)
-    return guides.Auto(guide_class, model, batch, start=None if flow else start)
-
-
-def _family(name: str) -> Callable[..., nn.Module] | None:
-    if ":" in name:
-        from zoo import own_module
-
-        module, _, attribute = name.partition(":")
-        family = getattr(own_module(module), attribute, None)
-        if not callable(family):
-            raise ExperimentError(f"module {module!r} has no family {attribute!r}")
-        return family
-    return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
-
-
-def _require_local(name: str, model: nn.Module, batch: Mapping[str, Any]) -> None:
-    if not guides.Guide(model, batch, weights=guides.MeanField, latents=guides.NormalEncoder).local:
-        raise ExperimentError(f"{name} is a family for local sites, and this model has none in its plate 'data'")
-
-
-def _fitting(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[str]:
-    for name in known_guides():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                build_guide(name, model, batch)
-        except Exception:  # whatever the reason: it does not fit
-            continue
-        yield name
 
 
 def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Module:
@@ -158,7 +71,7 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
         raise ExperimentError(f"the model cannot be made with the options {dict(options)}: {error}") from error
 
 
-def open_data(paper: Any, name: str, split: int, target: str | None = None) -> Split:
+def open_data(paper: Any, name: str, split: int, target: str | Sequence[str] | None = None) -> Split:
     """One split of a data set, through the paper's own `data` where it has one."""
     options: dict[str, Any] = {} if target is None else {"target": target}
     return getattr(paper, "data", load)(name, split=split, **options)
@@ -177,7 +90,7 @@ class Plan:
     paper: str
     data: str
     split: int = 0
-    target: str | None = None
+    target: str | Sequence[str] | None = None
     guide: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -196,7 +109,8 @@ class Cell:
     def fit(self, *, keep: Checkpoints | None = None) -> Fit:
         """Train the pair in place as the recipe says."""
         recipe, batches = self.recipe, self.train.batches(self.recipe.batch, seed=self.seed)
-        return fit(
+        averages = [Average(recipe.average)] if recipe.average else []
+        trained = fit(
             self.model,
             self.guide,
             batches,
@@ -204,9 +118,13 @@ class Cell:
             epochs=recipe.epochs_for(self.train),
             lr=recipe.lr,
             decay=recipe.decay,
+            callbacks=averages,
             device=recipe.device,
             keep=keep,
         )
+        for average in averages:
+            average.apply(trained)
+        return trained
 
 
 def prepare(plan: Plan) -> tuple[Cell, Split]:
@@ -314,10 +232,12 @@ def describe(
     train = parts[0].train
     found.paper, found.data, found.title = paper_name, train.name, f"{paper_name} on {train.name}"
     options = ", ".join(f"{key}={value}" for key, value in recipe.model.items()) or "the model's defaults"
+    averaged = f", parameters averaged with decay {recipe.average:g}" if recipe.average else ""
     found.about = [
         f"Data: {train.provenance}.",
         f"Model: {options}. Each guide: {recipe.epochs_for(train)} epochs of Adam, batch {recipe.batch}, "
-        f"rate {recipe.lr:g} falling to {recipe.lr * recipe.decay:g}, seed {recipe.seed}, {recipe.draws} draws.",
+        f"rate {recipe.lr:g} falling to {recipe.lr * recipe.decay:g}{averaged}, seed {recipe.seed}, "
+        f"{recipe.draws} draws.",
     ]
     models = [fit.model for fit in next(iter(fits.values()))]
     if hasattr(paper, "remarks"):

@@ -73,14 +73,6 @@ def describe(plan: Plan, cell: Cell, source: Table) -> Manifest:
     Raises:
         RunError: the model's arguments cannot be read back from it.
     """
-    path = Path(plan.data).expanduser()
-    data = {
-        "name": str(path.resolve()) if path.is_file() else plan.data,
-        "split": plan.split,
-        "target": plan.target,
-        "provenance": source.provenance,
-        "sha256": fingerprint(source),
-    }
     kind = type(cell.model)
     return Manifest(
         paper=plan.paper,
@@ -90,12 +82,23 @@ def describe(plan: Plan, cell: Cell, source: Table) -> Manifest:
         bound=type(cell.bound).__name__,
         prototype={key: _outline(value) for key, value in cell.train.peek().items()},
         recipe=asdict(plan.recipe),
-        data=data,
+        data=_origin(plan, source),
         transform=source.transform.to_dict() if source.transform else None,
         classes=list(source.classes) if source.classes else None,
         units=dict(source.units),
         versions=_versions(),
     )
+
+
+def _origin(plan: Plan, source: Table) -> dict[str, Any]:
+    path = Path(plan.data).expanduser()
+    return {
+        "name": str(path.resolve()) if path.is_file() else plan.data,
+        "split": plan.split,
+        "target": plan.target,
+        "provenance": source.provenance,
+        "sha256": fingerprint(source),
+    }
 
 
 def write(manifest: Manifest, folder: Path) -> None:

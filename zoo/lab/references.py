@@ -22,8 +22,8 @@ from guides.sites import latent_sites
 from guides.weights import fits
 from zoo.lab import diagnosis
 from zoo.lab.distances import distance
-from zoo.lab.experiments import WEIGHTS, build_guide
 from zoo.lab.files import File, checked, find
+from zoo.lab.guide_names import WEIGHTS, build_guide
 from zoo.lab.posteriors import EightSchools, FlatRegression
 from zoo.lab.predictive import draw
 from zoo.lab.tables import DataError

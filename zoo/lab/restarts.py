@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.lab.comparison import is_bound
-from zoo.lab.khat import DiagnosisError, finite
+from zoo.lab.pareto import DiagnosisError, finite
 from zoo.lab.predictive import Draws, Output, draw
 from zoo.lab.stages import Batch
 from zoo.lab.training import Fit, seed

@@ -16,6 +16,7 @@ import pandas as pd
 
 from zoo.lab import manifests
 from zoo.lab.arviz_bridge import to_arviz
+from zoo.lab.averaging import Average
 from zoo.lab.checkpoints import CHECKPOINT, PARTIAL, Checkpoints, RunError, Saved, read, replacing
 from zoo.lab.comparison import Comparison
 from zoo.lab.experiments import Cell, Plan, Recipe, guide_and_bound, open_data, prepare
@@ -101,7 +102,8 @@ def begin(folder: Path, plan: Plan, cell: Cell, split: Split) -> Checkpoints:
     """
     refuse_existing(folder)
     partial = folder.with_name(folder.name + PARTIAL)
-    manifests.write(manifests.describe(plan, cell, split.train), partial)
+    manifest = manifests.describe(plan, cell, split.train)
+    manifests.write(manifest, partial)
     partial.rename(folder)
     return Checkpoints(folder)
 
@@ -153,6 +155,10 @@ def load(folder: str | Path, *, device: Any = None) -> Run:
     with precision(manifest.plan.recipe.dtype), undisturbed():
         fit = _rebuild(folder, manifest)
     saved.restore({"parameters": fit.bound(fit.model, fit.guide), "fit": fit})
+    if manifest.plan.recipe.average:
+        average = Average(manifest.plan.recipe.average)
+        saved.restore({"callback 1": average})
+        average.apply(fit)
     fit.model.to(device), fit.guide.to(device)
     return Run(folder, manifest, fit, saved.finished)
 

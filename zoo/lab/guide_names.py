@@ -1,0 +1,102 @@
+"""Guides by name: what the command line and a run's manifest can ask for."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pyro.infer import autoguide
+from torch import nn
+
+import guides
+from guides.sites import DATA, latent_sites
+
+WEIGHTS = (
+    guides.MatrixNormal,
+    guides.MatrixNormalLowRank,
+    guides.MatrixNormalTril,
+    guides.MatrixNormalFITC,
+    guides.MatrixNormalAuthors,
+    guides.MeanField,
+    guides.SiteFullRank,
+    guides.Point,
+)
+LATENTS = (guides.NormalEncoder,)
+AUTO = (
+    autoguide.AutoNormal,
+    autoguide.AutoMultivariateNormal,
+    autoguide.AutoLowRankMultivariateNormal,
+    autoguide.AutoDelta,
+    autoguide.AutoIAFNormal,
+)
+
+
+class ExperimentError(ValueError):
+    """A comparison that cannot be set up; the text says how to mend it."""
+
+
+def known_guides() -> list[str]:
+    """The names `build_guide` knows."""
+    return [family.__name__ for family in (*WEIGHTS, *LATENTS, *AUTO)]
+
+
+def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+    """The guide of that name for a model: a family, a class of `pyro.infer.autoguide`, or `module:Family`.
+
+    A weight family serves all global sites it fits; local sites get an encoder.
+
+    Raises:
+        ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
+    """
+    start: Mapping[str, Any] = getattr(model, "start", dict)()
+    if name.startswith("Auto") and hasattr(autoguide, name):
+        return _automatic(name, model, batch, start)
+    family = _family(name)
+    if family is None:
+        near = difflib.get_close_matches(name, known_guides(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join(_fitting(model, batch))}")
+    if family in LATENTS:
+        _require_local(name, model, batch)
+        return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
+    return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
+
+
+def _automatic(name: str, model: nn.Module, batch: Mapping[str, Any], start: Mapping[str, Any]) -> guides.Auto:
+    guide_class = getattr(autoguide, name)
+    if guide_class is autoguide.AutoLaplaceApproximation:
+        raise ExperimentError(f"{name} is a point until its Hessian is taken after training; compare AutoDelta instead")
+    if any(frame.name == DATA for s in latent_sites(model, batch).values() for frame in s["cond_indep_stack"]):
+        raise ExperimentError(f"{name} has one parameter per datum of a local site; use a weight family or an encoder")
+    flow = issubclass(guide_class, autoguide.AutoNormalizingFlow)
+    return guides.Auto(guide_class, model, batch, start=None if flow else start)
+
+
+def _family(name: str) -> Callable[..., nn.Module] | None:
+    if ":" in name:
+        from zoo import own_module
+
+        module, _, attribute = name.partition(":")
+        family = getattr(own_module(module), attribute, None)
+        if not callable(family):
+            raise ExperimentError(f"module {module!r} has no family {attribute!r}")
+        return family
+    return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
+
+
+def _require_local(name: str, model: nn.Module, batch: Mapping[str, Any]) -> None:
+    if not guides.Guide(model, batch, weights=guides.MeanField, latents=guides.NormalEncoder).local:
+        raise ExperimentError(f"{name} is a family for local sites, and this model has none in its plate 'data'")
+
+
+def _fitting(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[str]:
+    for name in known_guides():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                build_guide(name, model, batch)
+        except Exception:  # whatever the reason: it does not fit
+            continue
+        yield name
