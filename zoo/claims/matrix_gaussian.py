@@ -52,7 +52,7 @@ def benchmark_cells(budget: str) -> list[Row]:
 
 def naval_cells(budget: str) -> list[Row]:
     """Naval with the published noise prior in raw units, and with the same prior for standardised targets."""
-    splits, steps = (5, 12_000) if budget == "full" else (2, 300)
+    splits, steps = (5, 8_000) if budget == "full" else (2, 300)
     families = FAMILIES if budget == "full" else ("MatrixNormal", "MatrixNormalAuthors")
     return [
         regression_cell("naval-propulsion-plant", guide, splits=splits, steps=steps, noise=noise, batch=256, lr=5e-3)

@@ -17,13 +17,10 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from guides import Guide, MeanField
-from guides.sites import latent_sites
-from guides.weights import fits
 from zoo.lab import diagnosis
 from zoo.lab.distances import distance
 from zoo.lab.files import File, checked, find
-from zoo.lab.guide_names import WEIGHTS, build_guide
+from zoo.lab.guide_names import build_guide
 from zoo.lab.posteriors import EightSchools, FlatRegression
 from zoo.lab.predictive import draw
 from zoo.lab.tables import DataError
@@ -135,7 +132,7 @@ def train_reference(known: Reference, guide_name: str, *, steps: int = 3000, see
     true ones after 4000 steps at .03.
     """
     seed(seed_)
-    guide = _guide(guide_name, known)
+    guide = build_guide(guide_name, known.model, known.batch)
     bound = Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=1)
     return fit(known.model, guide, [known.batch], bound, epochs=steps, lr=0.1, decay=1e-3)
 
@@ -171,19 +168,6 @@ def _row(known: Reference, guide: str, *, steps: int, seed: int, draws: int) -> 
             row[key] = None
             row["notes"].append(str(refusal))
     return row
-
-
-def _guide(name: str, known: Reference) -> nn.Module:
-    """As `build_guide`, but a family that does not fit a positive site leaves it to a log-normal law, not to a Gamma.
-
-    The sites are standard deviations s, and E[1 / s^2] of a Gamma law is infinite at the shape 1 where it starts.
-    """
-    family = {family.__name__: family for family in WEIGHTS}.get(name)
-    if family is None:
-        return build_guide(name, known.model, known.batch)
-    priors = {site: found["fn"] for site, found in latent_sites(known.model, known.batch).items()}
-    weights = {site: family if fits(family, prior) else MeanField for site, prior in priors.items()}
-    return Guide(known.model, known.batch, weights=weights, start=known.model.start())
 
 
 def _tensor(values: Any) -> Tensor:
