@@ -188,9 +188,7 @@ class Model(Network):
     ) -> None:
         super().__init__([in_features, *hidden, out_features], N, hyperprior)
         self.noise_shape = float(noise[0])
-        for name, values in (("noise_rate", noise[1]), ("y_mean", y_mean), ("y_sd", y_sd)):
-            numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
-            self.register_buffer(name, numbers.expand(out_features).clone())
+        _register(self, out_features, noise_rate=noise[1], y_mean=y_mean, y_sd=y_sd)
 
     @property
     def out_features(self) -> int:
@@ -265,9 +263,7 @@ class Heteroscedastic(Network):
     ) -> None:
         super().__init__([in_features, *hidden, 2 * out_features], N, hyperprior)
         self.out_features = out_features
-        for name, values in (("y_mean", y_mean), ("y_sd", y_sd)):
-            numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
-            self.register_buffer(name, numbers.expand(out_features).clone())
+        _register(self, out_features, y_mean=y_mean, y_sd=y_sd)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The generative story mg.9. x: (n, D_1); y: (n, K) or None."""
@@ -378,6 +374,13 @@ def remarks(model: Network) -> list[str]:
             f"log-likelihood at about {cap:.3f} nats per datum"
         )
     return [f"Noise prior: {'; '.join(priors)}."]
+
+
+def _register(module: nn.Module, K: int, **numbers: float | Sequence[float]) -> None:
+    """Keep numbers as buffers, one value for each of K outputs."""
+    for name, values in numbers.items():
+        tensor = torch.as_tensor(values, dtype=torch.get_default_dtype())
+        module.register_buffer(name, tensor.expand(K).clone())
 
 
 def _column(t: Tensor) -> Tensor:

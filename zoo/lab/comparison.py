@@ -18,7 +18,8 @@ from torch.distributions import kl_divergence
 
 from guides.sites import kl_registered, paired_sites
 from zoo.lab import figures, khat, scores
-from zoo.lab.predictive import Draws, Output, draw
+from zoo.lab.pictures import pictures
+from zoo.lab.predictive import Draws, draw, has_classes, observed
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
 
@@ -195,7 +196,7 @@ def compare(
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
     comparison.losses = {name: mine[0].losses for name, mine in runs.items() if is_bound(mine[0])}
     comparison.notes = _notes(found, runs, tests)
-    comparison.pictures = _pictures(comparison.losses, runs, first, tests[0])
+    comparison.pictures = pictures(comparison.losses, runs, first, tests[0])
     return comparison
 
 
@@ -234,11 +235,11 @@ def _khat(fit: Fit, *, draws: int = 1000) -> float | None:
 
 
 def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
-    out = _observed(drawn)
+    out = observed(drawn)
     assert out.log_prob is not None and out.value is not None
     weight = 0.0 if drawn.local is None else drawn.local.double()
     score.loglik.append(scores.loglik_mixture(out.log_prob.double() + weight))
-    if drawn.local is None and _has_classes(out):
+    if drawn.local is None and has_classes(out):
         score.error.append(scores.error_rate(out.value, out.mean.mean(0)))
     elif drawn.local is None:  # draws of local latents have seen y: their mean predicts nothing
         score.rmse.append(scores.rmse(out.value.to(out.mean), out.mean.mean(0)))
@@ -246,18 +247,6 @@ def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
         score.elbo.append(fit.elbo(particles=particles)[0] / fit.N)
     score.seconds.append(fit.seconds)
     score.converged.append(fit.converged)
-
-
-def _observed(drawn: Draws) -> Output:
-    observed = {name: out for name, out in drawn.outputs.items() if out.value is not None}
-    if "y" not in observed and len(observed) != 1:
-        raise ValueError(f"the model observes {sorted(observed)}; scores need one observed site, or one called 'y'")
-    return observed["y"] if "y" in observed else next(iter(observed.values()))
-
-
-def _has_classes(out: Output) -> bool:
-    """Whether the mean is a vector of class probabilities for a single label."""
-    return out.value is not None and out.mean.dim() == out.value.dim() + 2
 
 
 def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Sequence[Table]) -> list[str]:
@@ -292,50 +281,6 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
 def _rmse_of_mean(fit: Fit, table: Table) -> float:
     y = torch.cat([batch["y"] for batch in fit.batches]).double().cpu()
     return scores.rmse(table["y"].double().cpu(), y.mean(0))
-
-
-def _pictures(
-    losses: Mapping[str, Sequence[float]], runs: Mapping[str, Sequence[Fit]], first: Mapping[str, Draws], test: Table
-) -> list[tuple[str, Figure]]:
-    pictures = []
-    if losses:
-        alt = f"Learning curves: the bound in nats per datum against optimiser steps for {', '.join(losses)}."
-        pictures.append((alt, figures.learning_curves(losses)))
-    outs = {name: _observed(drawn) for name, drawn in first.items()}
-    out = next(iter(outs.values()))
-    value = out.value
-    assert value is not None
-    if any(drawn.local is not None for drawn in first.values()):
-        return pictures + _correlation_picture(list(losses), runs, first)
-    if not _has_classes(out):
-        y = value.reshape(len(value), -1)[:, 0].cpu().numpy()
-        bands = {
-            name: out.sample.reshape(*out.sample.shape[:2], -1)[..., 0].cpu().numpy() for name, out in outs.items()
-        }
-        alt = f"Ninety per cent predictive bands against the test data of the first split for {', '.join(bands)}."
-        pictures.append((alt, figures.predictive_bands(y, bands, unit=test.units.get("y", ""))))
-    else:
-        chosen = {name: out.mean.mean(0).gather(-1, value[:, None])[:, 0].cpu().numpy() for name, out in outs.items()}
-        alt = f"Histograms of the predictive probability of the true class for {', '.join(chosen)}."
-        pictures.append((alt, figures.true_class_probability(chosen)))
-    return pictures + _correlation_picture(list(losses), runs, first)
-
-
-def _correlation_picture(
-    spread: Sequence[str], runs: Mapping[str, Sequence[Fit]], first: Mapping[str, Draws]
-) -> list[tuple[str, Figure]]:
-    """One site of 4 to 60 elements under two guides: the first, and the one with most parameters."""
-    if len(spread) < 2:
-        return []
-    pair = [spread[0], max(spread[1:], key=lambda name: runs[name][0].parameters)]
-    sizes = {site: value[0].numel() for site, value in first[pair[0]].latents.items() if site in first[pair[1]].latents}
-    sites = [site for site, size in sizes.items() if 4 <= size <= 60]
-    if not sites:
-        return []
-    site = max(sites, key=lambda site: sizes[site])
-    values = {name: first[name].latents[site].flatten(1).cpu().numpy() for name in pair}
-    alt = f"Posterior correlation matrices of site {site} under {pair[0]} and {pair[1]} side by side."
-    return [(alt, figures.correlations(values, site))]
 
 
 def _is_delta(law: Any) -> bool:

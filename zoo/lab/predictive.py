@@ -86,6 +86,19 @@ def condition(model: Callable[..., Any], latents: Mapping[str, Tensor], batch: M
     return _draw(model, guide, batch, size, nesting)
 
 
+def observed(drawn: Draws) -> Output:
+    """The observed site that scores are about: the only one, or the one called "y"."""
+    found = {name: out for name, out in drawn.outputs.items() if out.value is not None}
+    if "y" not in found and len(found) != 1:
+        raise ValueError(f"the model observes {sorted(found)}; scores need one observed site, or one called 'y'")
+    return found["y"] if "y" in found else next(iter(found.values()))
+
+
+def has_classes(out: Output) -> bool:
+    """Whether the mean is a vector of class probabilities for a single label."""
+    return out.value is not None and out.mean.dim() == out.value.dim() + 2
+
+
 def _nesting(model: Callable[..., Any], batch: Mapping[str, Any]) -> int:
     sites, _ = paired_sites(model, lambda **batch: None, batch)
     return max((-frame.dim for s in sites.values() for frame in s["cond_indep_stack"] if frame.vectorized), default=0)
