@@ -220,7 +220,8 @@ def digits_error(rows: list[Row]) -> Verdict:
     summary = (
         f"Test error {100 * row['error']:.2f} % after {row['epochs']} epochs (last ten: {100 * mean:.2f} %), "
         f"training error {100 * row['train_error']:.3f} %. By epoch: {path}. KL of {row['weights']:,} weights "
-        f"in nats: {kls}."
+        f"in nats: {kls}. The authors' log: 1.92 (10), 1.38 (20), 1.28 (50), 1.26 (72), 1.09 (100), last ten "
+        "1.23 ± .06, KL 2,030 (1) to 60 (100). Reproduced means: final errors within .25 of one another."
     )
     outcome = "reproduced" if abs(100 * row["error"] - 1.09) < 0.25 and row["epochs"] == 100 else "not reproduced"
     rows = [{"epoch": e, "error": row["errors"][e - 1], "kl": _short(row["kl"][e - 1])} for e in marks]
