@@ -119,7 +119,7 @@ EXPERIMENTS = {
     "benchmark": Experiment(benchmark_cells, side_by_side.measure, slow=True),
     "naval": Experiment(naval_cells, side_by_side.measure, slow=True),
     "mnist": Experiment(mnist_cells, images.measure),
-    "digits": Experiment(digits_cells, images.measure, slow=True),
+    "digits": Experiment(digits_cells, images.measure, slow=True, version=2),
 }
 
 

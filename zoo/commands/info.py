@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands.options import AsJson, PaperName, listing, out
+from zoo.commands.options import AsJson, PaperName, err, listing, out
 
 
 def list_(
@@ -70,7 +70,11 @@ def _measured(paper_name: str) -> tuple[dict[str, Any], Path | None]:
     from zoo.lab import ledger
 
     path = ledger.find(Path(zoo.__file__).parent)
-    return (ledger.Ledger.load(path).entries(paper_name), path) if path else ({}, None)
+    try:
+        return (ledger.Ledger.load(path).entries(paper_name), path) if path else ({}, None)
+    except ledger.LedgerError as error:  # a stranger's file of that name: the card is shown all the same
+        err.print(f"zoo: {error}", markup=False, highlight=False, soft_wrap=True)
+        return {}, None
 
 
 def _claims(claims: Iterable[Any], entries: Mapping[str, Any], source: Path | None) -> Iterator[str]:

@@ -50,6 +50,8 @@ def reproduce(
     """
     from zoo.lab.ledger import Ledger
 
+    if page is not None and not page.is_file():
+        raise FileNotFoundError(f"{page}: no such page; --render fills the tables of a page that is there")
     ledger = Ledger.load(path)
     found: dict[str, dict[str, Any]] = {}
     if paper_name is not None or page is None:

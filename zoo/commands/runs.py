@@ -28,19 +28,21 @@ def predict(
     class and the probability of each. The target need not be in the file.
     """
     from zoo import lab
+    from zoo.lab.checkpoints import replacing
     from zoo.lab.data import read
 
     check_device(device)
     if page is not None and page.exists():
         raise FileExistsError(f"{page} exists already; give a new file to --out")
     run = lab.load(folder, device=device)
-    frame = read(data)
+    frame = read(data, text=run.transform.levels if run.transform else ())
     lab.seed(seed)
     found = run.predict(frame, draws=draws).frame
     for line in run.unseen(frame):
         err.print(f"zoo: {line}", markup=False, highlight=False, soft_wrap=True)
     if page is not None:
-        found.to_csv(page, index=False)
+        with replacing(page) as partial:
+            found.to_csv(partial, index=False)
         err.print(f"wrote {page}", highlight=False, soft_wrap=True)
     if as_json:
         about = {"run": str(folder), "data": str(data), "unit": run.manifest.units.get("y", "")}

@@ -140,6 +140,8 @@ def _go_on(folder: Path, device: str | None, as_json: bool) -> None:
     check_device(device)
     if runs.is_scored(folder):
         err.print(f"{folder} is finished: nothing to resume", highlight=False, soft_wrap=True)
+        if as_json:
+            print((folder / runs.SCORES).read_text(encoding="utf-8"))
         return
     plan, cell, parts, keep = runs.resume(folder, device=device)
     done = keep.saved.done if keep.saved else 0

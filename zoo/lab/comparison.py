@@ -18,11 +18,13 @@ from torch.distributions import kl_divergence
 
 from guides.sites import kl_registered, paired_sites
 from zoo.lab import figures, khat, scores
+from zoo.lab.pareto import threshold
 from zoo.lab.pictures import pictures
 from zoo.lab.predictive import Draws, draw, has_classes, observed
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
 
+KHAT_DRAWS = 1000
 VARIANT = "log of the mean predictive density over draws of all latents (loglik_mixture)"
 
 
@@ -114,7 +116,10 @@ class Comparison:
         if self.evidence:
             parts.append("gap: exact log evidence minus bound, nats for all data")
         if any(score.khat is not None for score in self.scores):
-            parts.append("k-hat: of the importance weights p / q of all latents, first split; below .7 usable")
+            parts.append(
+                "k-hat: of the importance weights p / q of all latents, first split, usable below "
+                f"{threshold(KHAT_DRAWS):.2f}"
+            )
         return "; ".join(parts)
 
     @property
@@ -224,12 +229,12 @@ def is_bound(fit: Fit) -> bool:
     return not any(_is_delta(site["fn"]) for site in auxiliary or q.values())
 
 
-def _khat(fit: Fit, *, draws: int = 1000) -> float | None:
+def _khat(fit: Fit) -> float | None:
     """The joint k-hat, unless it makes no sense or its draws over all data would take minutes."""
-    if draws * fit.N > 5_000_000:
+    if KHAT_DRAWS * fit.N > 5_000_000:
         return None
     try:
-        return khat.joint(fit, draws=draws).value
+        return khat.joint(fit, draws=KHAT_DRAWS).value
     except khat.DiagnosisError:
         return None
 

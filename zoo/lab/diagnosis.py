@@ -56,11 +56,13 @@ class Bound:
         )
         if self.evidence is None:
             return f"{told}; the exact evidence is not known here, so neither is the gap."
-        gap = self.evidence - self.value
-        if gap < -4 * self.error:
+        gap, rounding = self.evidence - self.value, 1e-5 * max(1.0, abs(self.evidence))
+        if gap < -4 * self.error - rounding:
             verdict = "a bound above the evidence, which cannot be: model and evidence are not of the same data"
         else:
-            verdict = "not told from 0 by Monte Carlo" if gap < 2 * self.error else "this is KL(q || posterior)"
+            verdict = (
+                "not told from 0 by Monte Carlo" if gap < 2 * self.error + rounding else "this is KL(q || posterior)"
+            )
         return f"{told}; the exact log evidence is {self.evidence:.2f}, a gap of {gap:.2f} nats: {verdict}."
 
     def to_dict(self) -> dict[str, Any]:

@@ -102,12 +102,15 @@ def distance(draws: Draws, reference: Draws) -> Distance:
         reference: of the posterior, with the same names; names that only one of the two has are left out.
 
     Raises:
-        DiagnosisError: no name in common, different shapes, or a number that does not vary.
+        DiagnosisError: no name in common, different shapes, draws that are not finite, or a number that does not vary.
     """
     q, p = _numbers(draws), _numbers(reference)
     names = [name for name in q if name in p]
     if not names:
         raise DiagnosisError(f"nothing to compare: the draws have {', '.join(q)}; the reference has {', '.join(p)}")
+    broken = [name for name in names if not (np.isfinite(q[name]).all() and np.isfinite(p[name]).all())]
+    if broken:
+        raise DiagnosisError(f"{broken[0]!r} has draws that are not finite: look at the fit, which has diverged")
     fixed = [name for name in names if not np.ptp(p[name]) > 0]
     if fixed:
         raise DiagnosisError(f"{fixed[0]!r} does not vary in the reference: no distance in standard deviations")

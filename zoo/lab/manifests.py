@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.lab.checkpoints import SCHEMA, RunError, brief, parse, replacing
 from zoo.lab.experiments import Cell, Plan, Recipe
+from zoo.lab.frames import Transform
 from zoo.lab.state import Randomness
 from zoo.lab.tables import Table
 
@@ -111,6 +112,14 @@ def write(manifest: Manifest, folder: Path) -> None:
         partial.write_text(json.dumps(asdict(manifest), indent=2), encoding="utf-8")
 
 
+def _check(manifest: Manifest) -> None:
+    """Use once what is needed later: what is damaged shows here."""
+    _ = getattr(torch, manifest.plan.recipe.dtype)
+    _ = manifest.data["sha256"], manifest.data["provenance"]
+    if manifest.transform is not None:
+        Transform.from_dict(manifest.transform)
+
+
 def read(folder: Path) -> Manifest:
     """The manifest of a run folder.
 
@@ -123,7 +132,7 @@ def read(folder: Path) -> Manifest:
     try:
         value = parse(path.read_text(encoding="utf-8"), path)
         manifest = Manifest(**{field.name: value[field.name] for field in fields(Manifest)})
-        _ = manifest.plan  # a recipe that is none is damage, too
+        _check(manifest)
         return manifest
     except (LookupError, TypeError, AttributeError, UnicodeError) as error:
         raise RunError(

@@ -76,6 +76,7 @@ class Frame:
         x, y = self.frame.drop(columns=list(self.targets)), self.frame[list(self.targets)]
         for column in y:
             _check_varies(y[column].iloc[train], name=self.name)
+            _check_resolved(y[column].iloc[train], name=self.name)
         columns = [str(column) for column in x]
         transform = Transform.rescale(columns, self.divisor) if self.divisor else Transform.fit(x.iloc[train])
         answer, classes = frames.targets_tensor(y, name=self.name)
@@ -161,6 +162,19 @@ def _check_varies(column: pd.Series, *, name: str) -> None:
         raise DataError(
             f"{name}: the target {column.name!r} is constant ({column.iloc[0]}) on the training rows: nothing to "
             "learn; choose another target"
+        )
+
+
+def _check_resolved(column: pd.Series, *, name: str) -> None:
+    """Julian days vary in the eighth digit: in single precision they would be a constant."""
+    dtype = torch.get_default_dtype()
+    if not frames.is_number(column):
+        return
+    values = frames.numbers(column)
+    if np.abs(values).max() * torch.finfo(dtype).eps > 1e-3 * values.std():
+        raise DataError(
+            f"{name}: the target {column.name!r} varies by {values.std():.3g} around {values.mean():.9g}, which "
+            f"{str(dtype).removeprefix('torch.')} cannot tell apart; subtract a constant, or use --dtype float64"
         )
 
 

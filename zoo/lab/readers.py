@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +16,11 @@ SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path, *, text: Collection[str] = ()) -> pd.DataFrame:
     """A file as a frame with unique, non-empty column names.
+
+    Args:
+        text: columns of a text file whose cells are taken as they are written: `01` alone would be read as 1.
 
     Raises:
         DataError: the file is missing, of an unknown type or not parseable, or its column names will not do.
@@ -28,7 +31,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}; check the path")
     try:
-        return _read_parquet(path) if suffix == ".parquet" else _read_text(path, SEPARATORS[suffix])
+        return _read_parquet(path) if suffix == ".parquet" else _read_text(path, SEPARATORS[suffix], text)
     except DataError:
         raise
     except UnicodeDecodeError as error:
@@ -46,7 +49,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column, an unnamed one a row count
 
 
-def _read_text(path: Path, separator: str) -> pd.DataFrame:
+def _read_text(path: Path, separator: str, text: Collection[str]) -> pd.DataFrame:
     # The header is read apart, as text: pandas renames repeated names.
     header = pd.read_csv(path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str, na_filter=False)
     names = header.iloc[0].tolist()
@@ -54,7 +57,8 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     if other:
         raise DataError(f"{path}: cannot be parsed: the separator seems to be {other!r}, not {separator!r}; rewrite it")
     _check_names(path, names)
-    frame = pd.read_csv(path, sep=separator, skipinitialspace=True, low_memory=False)
+    written = {name: str for name in names if name in text}
+    frame = pd.read_csv(path, sep=separator, skipinitialspace=True, low_memory=False, dtype=written)
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes a surplus cell for a row label
         raise DataError(f"{path}: cannot be parsed: rows have more cells than the header has names; mend the header")
     return frame

@@ -100,6 +100,7 @@ def fit_together(
                 history.append(loss.detach())
             _refuse_non_finite(history[-1], epoch)
             report(epoch, history[-1])
+    _refuse_non_finite(torch.stack([p.detach().flatten(1).sum(1) for p in parameters.values()]).sum(0), epochs - 1)
     for index, module in enumerate(losses):
         final = (averaged if average else parameters) | buffers
         module.load_state_dict({name: value[index].detach() for name, value in final.items()})
@@ -109,4 +110,6 @@ def fit_together(
 def _refuse_non_finite(loss: Tensor, epoch: int) -> None:
     broken = (~loss.isfinite()).nonzero().flatten().tolist()
     if broken:
-        raise TrainingError(f"the loss of replicas {broken} is not finite in epoch {epoch + 1}; try a smaller lr")
+        raise TrainingError(
+            f"the loss or a parameter of replicas {broken} is not finite in epoch {epoch + 1}; try a smaller lr"
+        )

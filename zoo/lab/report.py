@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
+from zoo.lab.checkpoints import replacing
 from zoo.lab.comparison import Comparison
 
 
@@ -25,8 +26,9 @@ def page(comparisons: Sequence[Comparison], path: Path, *, title: str) -> Path:
         }
         for comparison in comparisons
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template("report.html.j2").render(title=title, sections=sections), encoding="utf-8")
+    with replacing(path) as partial:
+        text = environment.get_template("report.html.j2").render(title=title, sections=sections)
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

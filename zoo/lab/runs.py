@@ -77,6 +77,8 @@ class Run:
         """
         if self.transform is None:
             raise PredictionError(f"{self.folder} was not trained on columns of a file; use run.fit.predict(table)")
+        if not len(frame):
+            raise PredictionError("no rows to predict: the file has a header only")
         with precision(self.recipe.dtype):
             x = self.transform.apply(frame.set_axis([str(column) for column in frame.columns], axis=1))
             found = self.fit.predict({"x": x}, draws=draws)
