@@ -64,6 +64,21 @@ def test_a_loss_that_is_not_finite_names_its_replica() -> None:
         fit_together(losses, batches, N=398, epochs=1, lr=0.01)
 
 
+def test_a_parameter_that_is_not_finite_is_no_result() -> None:
+    """A loss can be finite while its last gradient was not."""
+
+    class Root(nn.Module):
+        def __init__(self, start: float) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(start))
+
+        def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+            return self.w.sqrt()
+
+    with pytest.raises(lab.TrainingError, match=r"a parameter of replicas \[1\]"):
+        fit_together([Root(1.0), Root(0.0)], [[{"x": torch.ones(1)}]] * 2, N=1, epochs=1, lr=0.1)
+
+
 def test_weights_of_an_average_are_those_of_the_bias_corrected_formula() -> None:
     values = torch.tensor([3.0, -1.0, 2.0, 5.0])
     average = torch.tensor(0.0)

@@ -100,7 +100,9 @@ def fit_together(
                 history.append(loss.detach())
             _refuse_non_finite(history[-1], epoch)
             report(epoch, history[-1])
-    _refuse_non_finite(torch.stack([p.detach().flatten(1).sum(1) for p in parameters.values()]).sum(0), epochs - 1)
+    _refuse_non_finite(
+        torch.stack([p.detach().reshape(len(losses), -1).sum(1) for p in parameters.values()]).sum(0), epochs - 1
+    )
     for index, module in enumerate(losses):
         final = (averaged if average else parameters) | buffers
         module.load_state_dict({name: value[index].detach() for name, value in final.items()})
