@@ -70,12 +70,13 @@ def reproduce(
 
 
 def table(found: ledger.Ledger, paper_name: str, name: str) -> str:
-    """One of a paper's tables as markdown, from the ledger: one of its `TABLES`, or `claims`, which every paper has.
+    """One of a paper's tables as markdown, from the ledger: one of its `TABLES`, or of those that every paper has.
 
     Raises:
         LedgerError: no such table, or nothing of the paper is in the ledger.
     """
-    tables: dict[str, rendering.Renderer] = {"claims": rendering.claims, **getattr(of(paper_name), "TABLES", {})}
+    every: dict[str, rendering.Renderer] = {"claims": rendering.claims, "outcomes": rendering.outcomes}
+    tables = every | getattr(of(paper_name), "TABLES", {})
     if name not in tables:
         raise ledger.LedgerError(f"{paper_name} has no table {name!r}; there are: {', '.join(tables)}")
     entries = found.entries(paper_name)

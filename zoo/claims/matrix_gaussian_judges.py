@@ -190,11 +190,13 @@ def as_published(rows: list[Row]) -> Verdict:
     published = {row["data"]: LITERATURE[row["data"]]["published"] for row in theirs}
     numbers = [f"{data} {a[0]:.2f} ± {a[1]:.2f} / {b[0]:.2f} ± {b[1]:.2f}" for data, (a, b) in published.items()]
     judged = [row for row in theirs if row["recipe"] == "published"] or theirs
-    outcome = "reproduced" if judged and all(agrees(row) for row in judged) else "not reproduced"
+    worse = [row["data"] for row in judged if not agrees(row)]
+    outcome = "reproduced" if judged and not worse else "not reproduced"
     plain = f" Without pseudo-data, {'; '.join(fair)}." if fair else ""
     summary = (
         f"{'; '.join(texts)}. Published: {'; '.join(numbers)}.{plain} Reproduced means: no score worse than the "
-        "published one by more than two combined standard errors, under the published recipe where it is known."
+        "published one by more than two combined standard errors, under the published recipe where it is known. "
+        f"Worse: {', '.join(worse) or 'none'}."
     )
     if any(row["splits"] < FEWEST for row in judged):
         return too_few(summary, found)
@@ -282,19 +284,19 @@ def paired(rows: list[Row], first: str, second: str, key: str) -> list[Row]:
     return found
 
 
-def regression_table(entries: dict[str, Row]) -> str:
+def regression_table(entries: Mapping[str, Row]) -> str:
     """Test scores of every guide beside the literature."""
     rows = [row for claim in ("G9", "G10", "G11") if claim in entries for row in entries[claim]["rows"]]
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
-        mine = [row for row in rows if row["data"] == data]
-        for row in mine:
-            name = f"`{row['guide']}`" + _remark(row)
-            lines.append([data, name, *(_interval(row, key) for key in ("rmse", "loglik")), f"{row['coverage']:.2f}"])
+        for row in [row for row in rows if row["data"] == data]:
+            scores = [*(_interval(row, key) for key in ("rmse", "loglik")), f"{row['coverage']:.2f}"]
+            training = [f"{row['steps']:,}", f"{row['settled']:.0f} of {row['splits']}"]
+            lines.append([data, f"`{row['guide']}`{_remark(row)}", *scores, *training])
         for name, (rmse, loglik) in LITERATURE[data].items():
             numbers = [f"{mean:.2f} ± {error:.2f}" for mean, error in (rmse, loglik)]
-            lines.append([data, name, *numbers, ""])
-    return markdown(["data", "guide", "RMSE", "log-likelihood", "90 % interval covers"], lines)
+            lines.append([data, name, *numbers, "", "", ""])
+    return markdown(["data", "guide", "RMSE", "log-likelihood", "90 % interval covers", "steps", "settled"], lines)
 
 
 def _remark(row: Row) -> str:

@@ -77,7 +77,7 @@ class Task:
     def outdated(self) -> bool:
         """Whether the file was written by another text of the module of `measure` than it has now."""
         record = self.record()
-        return record is not None and record["code"] != code(self.experiment.measure)
+        return record is not None and record.get("code") != code(self.experiment.measure)
 
 
 def code(measure: Callable[..., Any]) -> str:

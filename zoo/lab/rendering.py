@@ -44,6 +44,12 @@ def claims(entries: Mapping[str, Entry]) -> str:
     )
 
 
+def outcomes(entries: Mapping[str, Entry]) -> str:
+    """The same without what was measured, which takes room: `zoo show PAPER` has it."""
+    rows = [[claim, e["statement"], e["source"], e["number"], outcome(e)] for claim, e in entries.items()]
+    return markdown(["claim", "statement", "source", "the paper's number", "outcome"], rows)
+
+
 def outcome(entry: Entry) -> str:
     """The outcome, and the budget where it is not the full one."""
     return entry["outcome"] if entry["budget"] == "full" else f"{entry['outcome']} ({entry['budget']} budget)"
