@@ -390,7 +390,7 @@ def test_errors_are_one_line(cli: Callable[..., Any], arguments: tuple[str, ...]
 def test_a_table_of_nothing_is_refused(cli: Callable[..., Any], table: str) -> None:
     with pytest.raises(LedgerError, match="the ledger has nothing of mine_claims:Model; run zoo reproduce"):
         zoo.claims.table(Ledger(), "mine_claims:Model", table)
-    with pytest.raises(LedgerError, match="has no table 'sum'; there are: claims, sums"):
+    with pytest.raises(LedgerError, match="has no table 'sum'; there are: claims, outcomes, sums"):
         zoo.claims.table(Ledger(), "mine_claims:Model", "sum")
 
 
