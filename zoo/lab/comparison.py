@@ -137,7 +137,9 @@ class Comparison:
     def rich(self) -> RichTable:
         """The table for a terminal."""
         columns = self.columns()
-        table = RichTable(title=self.title or None, caption=self.caption, box=SIMPLE_HEAD, pad_edge=False)
+        table = RichTable(
+            title=self.title or None, caption=self.caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        )
         for i, head in enumerate(columns):
             table.add_column(head, justify="right" if i else "left", no_wrap=not i)
         for score in self.scores:
