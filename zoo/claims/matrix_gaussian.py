@@ -11,7 +11,8 @@ from zoo.lab.ledger import Experiment, Judge
 
 Row = dict[str, Any]
 
-# Chosen on a tenth of the training rows of Yacht, before any test row was scored: see `selection`.
+# The defaults of `lab.fit` and of the paper's guide. On a tenth of the training rows of Yacht, 20 splits, RMSE .97 ± .11:
+# no worse than a moving average (.94 ± .10), 40,000 steps (.98 ± .11) or hyperpriors and a start at 1 (.92 ± .10).
 OWN: Row = {
     "hyperprior": None, "start": math.exp(-3), "bias": None, "tau": "data",
     "batch": 128, "lr": 1e-2, "decay": 1e-2, "beta2": 0.95, "average": 0.0, "valid": 0.0,
