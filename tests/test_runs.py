@@ -489,11 +489,13 @@ def test_killed_at_twenty_moments_a_run_ends_bit_identical(tmp_path: Path) -> No
     hit = []
     for trial in range(20):
         folder = tmp_path / str(trial)
-        if trial < 10:
-            after = moments.uniform(0, length) if trial else -0.01
-            code = children.train(folder, after=after)
-        else:
-            code = children.train(folder, (WRITING[trial % 5], moments.randint(1, 60)))
+        code = 0
+        while code == 0:  # a run that ended before its moment came is begun anew, with another moment
+            shutil.rmtree(folder, ignore_errors=True)
+            if trial < 10:
+                code = children.train(folder, after=moments.uniform(0, length) if trial else -0.01)
+            else:
+                code = children.train(folder, (WRITING[trial % 5], moments.randint(1, 60)))
         hit.append((code, (folder / runs.CHECKPOINT).exists()))
         assert children.train(folder) == 0
         assert equal(load_file(folder / runs.CHECKPOINT), expected), f"trial {trial}"
@@ -505,7 +507,7 @@ def test_killed_at_twenty_moments_a_run_ends_bit_identical(tmp_path: Path) -> No
     print(
         f"{sum(killed)} of 20 killed, {sum(there for _, there in hit)} of them after a checkpoint, {length:.1f} s each"
     )
-    assert sum(killed) >= 16 and not all(there for _, there in hit)
+    assert all(killed) and not all(there for _, there in hit)
 
 
 @pytest.mark.slow
