@@ -1,10 +1,14 @@
 """Double precision, a fixed seed and validation on, for every test."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
+
+from zoo import __main__ as command
 
 torch.set_num_threads(1)  # the tensors are small: threads would only get in one another's way
 
@@ -18,3 +22,20 @@ def exact() -> Iterator[None]:
         yield
     assert not dict(pyro.get_param_store()), "something wrote to the global parameter store"
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def zoo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in an empty folder: arguments -> exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return run

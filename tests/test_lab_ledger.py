@@ -19,7 +19,6 @@ import torch
 
 import zoo
 import zoo.claims
-from zoo import __main__ as command
 from zoo.lab import cells, ledger, rendering, reproduction
 from zoo.lab.ledger import Claim, Experiment, Judge, Ledger, LedgerError, Verdict, not_attempted
 
@@ -318,20 +317,11 @@ TABLES = {"sums": lambda entries: ", ".join(str(row["sum"]) for row in entries["
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
+def cli(zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine_claims.py").write_text(MINE, encoding="utf-8")
     monkeypatch.delitem(sys.modules, "mine_claims", raising=False)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            command.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return zoo
 
 
 def test_reproduce_writes_the_ledger_and_fills_a_page(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo import __main__ as command
 from zoo import lab
 from zoo.lab import experiments, runs
 from zoo.lab.experiments import Plan, Recipe
@@ -289,20 +288,6 @@ def test_ones_own_model_says_its_arguments_or_is_told_to(
 
 
 # The command line
-
-
-@pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Zoo:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            command.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def results(folder: str) -> tuple[dict[str, torch.Tensor], Any, Any]:
