@@ -4,9 +4,17 @@
 their closed-form Kullback-Leibler divergences, are in `guides.distributions`.
 """
 
-from guides import distributions
+from guides import codes, distributions
 from guides.auto import Auto
-from guides.encoders import NormalEncoder
+from guides.encoders import (
+    Autoregressive,
+    Concrete,
+    NormalEncoder,
+    PerDatum,
+    Rich,
+    StraightThrough,
+    Vanilla,
+)
 from guides.guide import Guide
 from guides.linear import linear, weight_space
 from guides.pseudo_data import MatrixNormalAuthors, MatrixNormalFITC, OuterNoise, ScalarNoise
@@ -25,6 +33,8 @@ from guides.weights import (
 
 __all__ = [
     "Auto",
+    "Autoregressive",
+    "Concrete",
     "Diagonal",
     "Gamma",
     "Guide",
@@ -39,10 +49,15 @@ __all__ = [
     "MeanField",
     "NormalEncoder",
     "OuterNoise",
+    "PerDatum",
     "Point",
+    "Rich",
     "ScalarNoise",
     "SiteFullRank",
+    "StraightThrough",
     "Tril",
+    "Vanilla",
+    "codes",
     "data_plate",
     "distributions",
     "linear",

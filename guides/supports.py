@@ -25,6 +25,11 @@ def is_positive(prior: Distribution) -> bool:
     return bool((torch.as_tensor(bound) == 0).all())
 
 
+def is_binary(prior: Distribution) -> bool:
+    """Whether the prior lives on vectors of bits, event shape (n,)."""
+    return len(prior.event_shape) == 1 and _base(prior.support) is constraints.boolean
+
+
 def start(prior: Distribution, spread: float | None = 0.0, *, bias: bool = False) -> Tensor:
     """Where the unconstrained mean of a site starts: the prior mean where it is finite, else 0; matrices jittered."""
     transform = continuous(prior)

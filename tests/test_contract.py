@@ -21,6 +21,12 @@ from zoo.lab import manifests
 
 # paper: a data set that comes with scikit-learn, and options that keep the model small
 SMALL: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
+    "layerwise": [
+        ("tea", {"hidden": [4]}),
+        ("tea", {"hidden": [4, 3], "top": "tabular"}),
+        ("digits_4x4", {"hidden": [4], "top": "bits"}),
+        ("tea", {"hidden": [4], "pixels": "gaussian", "top_hidden": 3}),
+    ],
     "matrix_gaussian": [
         ("diabetes", {"hidden": [3]}),
         ("diabetes", {"hidden": []}),
@@ -120,8 +126,9 @@ def test_one_step_trains_guide_and_model(case: tuple[ModuleType, lab.Table, dict
     model = paper.Model.for_data(train, **options)
     guide = paper.guide(model, train.peek())
     before = [p.detach().clone() for p in guide.parameters()]
-    fit = lab.fit(model, guide, [train.peek()], paper.bound(guide), epochs=1)
-    assert (fit.steps, fit.N) == (1, train.N)
+    phases = paper.phases(model, guide) if hasattr(paper, "phases") else []
+    fit = lab.fit(model, guide, [train.peek()], paper.bound(guide), epochs=1, phases=phases)
+    assert (fit.steps, fit.N) == (len(phases) or 1, train.N)
     assert all(not torch.equal(p, old) for p, old in zip(guide.parameters(), before, strict=True))
     assert not dict(pyro.get_param_store())
 

@@ -12,7 +12,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-PAPERS = {"matrix_gaussian": "zoo.matrix_gaussian"}
+PAPERS = {"layerwise": "zoo.layerwise", "matrix_gaussian": "zoo.matrix_gaussian"}
 
 __version__ = "0.1.0"
 

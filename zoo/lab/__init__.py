@@ -12,7 +12,7 @@ from zoo.lab.predictions import Prediction, PredictionError
 from zoo.lab.replicas import fit_together
 from zoo.lab.runs import Run, load
 from zoo.lab.stages import NonFiniteLoss, Stage, run
-from zoo.lab.training import Fit, fit, seed
+from zoo.lab.training import Fit, Phase, fit, seed
 
 __all__ = [
     "Average",
@@ -21,6 +21,7 @@ __all__ = [
     "Fit",
     "MeanFieldOrder",
     "NonFiniteLoss",
+    "Phase",
     "PlateScale",
     "Prediction",
     "PredictionError",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -24,6 +25,15 @@ from zoo.lab.tables import Table
 Callback = Callable[["Fit"], None]
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training: its bound, and the parameters that move; None is all of them."""
+
+    name: str
+    bound: ELBO
+    parameters: Sequence[nn.Parameter] | None = None
+
+
 def seed(value: int) -> None:
     """Seed torch, numpy and random, as `pyro.set_rng_seed` does."""
     pyro.set_rng_seed(value)
@@ -39,6 +49,7 @@ class Fit:
         valid: mean loss on the validation batches after every epoch, in nats per datum.
         N: the size of the data plate.
         seconds: wall time of the training.
+        ends: after how many steps each phase ends; empty for one phase.
     """
 
     model: nn.Module
@@ -49,6 +60,7 @@ class Fit:
     losses: list[float] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    ends: Sequence[int] = ()
 
     @property
     def device(self) -> torch.device:
@@ -71,20 +83,19 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the loss had settled over the second half of the run.
+        """Whether the loss had settled over the second half of the run, of every phase where there are several.
 
         The fall is the least-squares line's, and counts if it exceeds three standard errors and .001 nats per datum.
         The half, not the end: a rate that decays to nothing flattens the end of any run. Fewer than 100 steps cannot
         tell, and say False.
         """
-        if len(self.losses) < 100:
-            return False
-        half = torch.tensor(self.losses[len(self.losses) // 2 :], dtype=torch.float64)
-        time = torch.linspace(-0.5, 0.5, len(half), dtype=torch.float64)
-        fall = -(time @ half) / (time @ time)
-        rest = half - half.mean() + fall * time
-        error = math.sqrt(float((rest @ rest) / (len(half) - 2) / (time @ time)))
-        return abs(float(fall)) < max(3 * error, 1e-3)
+        ends = [0, *(self.ends or [len(self.losses)])]
+        return all(_settled(self.losses[begin:end]) for begin, end in pairwise(ends))
+
+    @property
+    def evidence_bound(self) -> ELBO:
+        """The bound of the model's evidence: the one trained on, unless that is a criterion and names another."""
+        return getattr(self.bound, "evidence_bound", self.bound)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside parameters: how the training went so far."""
@@ -110,7 +121,7 @@ class Fit:
 
         On one batch if it is given, otherwise on the training data: at once if they are few, else batch by batch.
         """
-        loss = self.bound(self.model, self.guide)
+        loss = self.evidence_bound(self.model, self.guide)
         batches = _few([_to(b, self.device) for b in (at_epoch(self.batches, 0) if batch is None else [batch])])
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
@@ -119,6 +130,17 @@ class Fit:
             [share @ torch.stack([loss(**b).detach().double().cpu() for b in batches]) for _ in range(particles)]
         )
         return float(draws.mean()), float(draws.std() / math.sqrt(particles)) if particles > 1 else math.nan
+
+
+def _settled(losses: Sequence[float]) -> bool:
+    if len(losses) < 100:
+        return False
+    half = torch.tensor(losses[len(losses) // 2 :], dtype=torch.float64)
+    time = torch.linspace(-0.5, 0.5, len(half), dtype=torch.float64)
+    fall = -(time @ half) / (time @ time)
+    rest = half - half.mean() + fall * time
+    error = math.sqrt(float((rest @ rest) / (len(half) - 2) / (time @ time)))
+    return abs(float(fall)) < max(3 * error, 1e-3)
 
 
 def fit(
@@ -133,13 +155,15 @@ def fit(
     optimiser: Callable[..., torch.optim.Optimizer] | None = None,
     valid: Batches | None = None,
     callbacks: Sequence[Callback] = (),
+    phases: Sequence[Phase] = (),
     device: Any = None,
     keep: Checkpoints | None = None,
 ) -> Fit:
     """Train guide and model on a bound by stochastic gradients.
 
     One optimiser runs over all parameters of `bound(model, guide)`; the loss is divided by the plate's N, so learning
-    rates compare across data sets. The first batch is checked by `check`.
+    rates compare across data sets. The first batch is checked by `check`. With `phases` each of them is trained in
+    turn on its own bound, for as many epochs; `bound` is then what the fit is known by.
 
     Args:
         batches: any re-iterable of dicts of tensors: `Table.batches`, or a plain list.
@@ -149,6 +173,7 @@ def fit(
         optimiser: `(parameters, lr=) -> torch.optim.Optimizer`; the default is `adam`.
         valid: batches on which the loss is recorded after every epoch.
         callbacks: each is called with the `Fit` after every optimiser step; one with a state dict is checkpointed.
+        phases: of a training that is not one bound, such as a paper's `phases(model, guide)`.
         device: where model, guide and batches are moved to.
         keep: where checkpoints are written, and where to go on from: `Checkpoints(folder)`.
 
@@ -165,47 +190,54 @@ def fit(
     first = _to(next(iter(at_epoch(batches, 0)), None), device)
     if not first:
         raise TrainingError("no batches to train on")
+    plan = list(phases) or [Phase("training", bound)]
     with _explained(model, guide, first, 0):
-        result = Fit(model, guide, bound, batches, check(model, guide, first, bound))
+        result = Fit(model, guide, bound, batches, max(check(model, guide, first, phase.bound) for phase in plan))
     follows = _length(batches) > 1 and rows(first) == result.N and fixed_size(model, first) is None
     if follows:
         _refuse_weights(model, guide, first, batches)
         result.N = sum(rows(batch) for batch in at_epoch(batches, 0))
-    loss = bound(model, guide)
-    optimise = optimiser or adam
-    parameters = [p for p in loss.parameters() if p.requires_grad]
-    if not parameters:
-        raise TrainingError("neither model nor guide has a parameter to train")
-    optim = optimise(parameters, lr=lr)
-
-    def step(batch: Batch) -> Tensor:
-        batch = _to(batch, device)
-        with _explained(model, guide, batch, result.steps):
-            value = loss(**batch) / (rows(batch) if follows else result.N)
-        if not torch.isfinite(value):
-            raise NonFiniteLoss(_explain(model, guide, batch, result.steps) or _no_culprit(result.steps))
-        return value
+    total = epochs * _length(batches)
+    result.ends = [total * number for number, _ in enumerate(plan, 1)] if phases else []
+    began = time.perf_counter()
 
     def after_step(value: float) -> None:
         result.losses.append(value)
         for callback in callbacks:
             callback(result)
 
-    began = time.perf_counter()
+    def stage(phase: Phase) -> Stage:
+        loss = phase.bound(model, guide)
+        moving = [p for p in (phase.parameters or loss.parameters()) if p.requires_grad]
+        if not moving:
+            raise TrainingError("neither model nor guide has a parameter to train")
 
-    def after_epoch() -> None:
-        nonlocal began
-        if valid is not None:
-            in_order = at_epoch(valid, len(result.valid))
-            values = [(float(loss(**_to(batch, device)).detach()), rows(batch)) for batch in in_order]
-            total = sum(v if follows else v * n / result.N for v, n in values)
-            result.valid.append(total / sum(n for _, n in values))
-        result.seconds, began = result.seconds + time.perf_counter() - began, time.perf_counter()
+        def value_of(batch: Batch) -> Tensor:
+            with _explained(model, guide, batch, result.steps):
+                value = loss(**batch) / (rows(batch) if follows else result.N)
+            if not torch.isfinite(value):
+                raise NonFiniteLoss(_explain(model, guide, batch, result.steps) or _no_culprit(result.steps))
+            return value
 
-    total = epochs * _length(batches)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
-    stage = Stage("training", step, batches, epochs, optim, cosine if decay != 1 else None, after_step, after_epoch)
-    run([stage], state={"parameters": loss, "fit": result, **_with_state(callbacks)}, keep=keep)
+        def after_epoch() -> None:
+            nonlocal began
+            if valid is not None:
+                in_order = (_to(batch, device) for batch in at_epoch(valid, len(result.valid)))
+                values = [(float(loss(**batch).detach()), rows(batch)) for batch in in_order]
+                total = sum(v if follows else v * n / result.N for v, n in values)
+                result.valid.append(total / sum(n for _, n in values))
+            result.seconds, began = result.seconds + time.perf_counter() - began, time.perf_counter()
+
+        optim = (optimiser or adam)(moving, lr=lr)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(total, 1), eta_min=decay * lr)
+        scheduler = cosine if decay != 1 else None
+        return Stage(
+            phase.name, lambda batch: value_of(_to(batch, device)), batches, epochs, optim, scheduler, after_step,
+            after_epoch,
+        )  # fmt: skip
+
+    parts = {"parameters": bound(model, guide), "fit": result, **_with_state(callbacks)}
+    run([stage(phase) for phase in plan], state=parts, keep=keep)
     return result
 
 
