@@ -162,9 +162,7 @@ class AutoregressiveBits(Codes):
             return torch.stack(bits, -1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBits:
-        return AutoregressiveBits(
-            self.logits.expand(*batch_shape, -1), self.lower, validate_args=self._validate_args
-        )
+        return AutoregressiveBits(self.logits.expand(*batch_shape, -1), self.lower, validate_args=self._validate_args)
 
 
 class ConcreteBits(TorchDistribution):
@@ -202,9 +200,7 @@ class ConcreteBits(TorchDistribution):
         return table(dist.Bernoulli(logits=self.logits).to_event(1))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ConcreteBits:
-        return type(self)(
-            self.logits.expand(*batch_shape, -1), self.temperature, validate_args=self._validate_args
-        )
+        return type(self)(self.logits.expand(*batch_shape, -1), self.temperature, validate_args=self._validate_args)
 
 
 class StraightThroughBits(ConcreteBits):
@@ -218,7 +214,8 @@ class StraightThroughBits(ConcreteBits):
 
 @register_kl(Tabular, Tabular)
 def _kl_tabular(p: Tabular, q: Tabular) -> Tensor:
-    return torch.nn.functional.kl_div(q.logits, p.logits, log_target=True, reduction="none").sum(-1)
+    mass = p.logits.exp()
+    return (mass * (p.logits - q.logits).masked_fill(mass == 0, 0.0)).sum(-1)  # empty codes count nothing
 
 
 def kl(p: Distribution, q: Distribution) -> Tensor:

@@ -82,7 +82,9 @@ class Rich(nn.Module):
     ) -> None:
         super().__init__()
         if context is None or not is_binary(prior):
-            where = "a global site" if context is None else f"{type(prior).__name__} of shape {tuple(prior.event_shape)}"
+            where = (
+                "a global site" if context is None else f"{type(prior).__name__} of shape {tuple(prior.event_shape)}"
+            )
             raise ValueError(f"{type(self).__name__} is for binary codes (n,) in the plate 'data', not for {where}")
         layers: list[nn.Module] = []
         for before, after in pairwise([context.shape[-1], *hidden]):

@@ -27,7 +27,8 @@ def is_positive(prior: Distribution) -> bool:
 
 def is_binary(prior: Distribution) -> bool:
     """Whether the prior lives on vectors of bits, event shape (n,)."""
-    return len(prior.event_shape) == 1 and _base(prior.support) is constraints.boolean
+    support = getattr(prior.support, "base_constraint", prior.support)  # a mixture wraps that of its components
+    return len(prior.event_shape) == 1 and _base(support) is constraints.boolean
 
 
 def start(prior: Distribution, spread: float | None = 0.0, *, bias: bool = False) -> Tensor:

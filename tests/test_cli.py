@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import zoo as zoo_package
 from zoo import __main__ as command
 
 Run = Callable[..., tuple[int, str, str]]
@@ -156,7 +157,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lists(zoo: Run) -> None:
     _, out, _ = zoo("list", "--json")
-    assert json.loads(out)["papers"][0]["paper"] == "matrix_gaussian"
+    assert {paper["paper"] for paper in json.loads(out)["papers"]} == set(zoo_package.PAPERS)
     _, out, _ = zoo("list", "--data", "--json")
     diabetes = json.loads(out)[0]
     assert diabetes["name"] == "diabetes" and diabetes["where"] == "embedded" and diabetes["licence"]

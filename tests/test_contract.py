@@ -33,7 +33,7 @@ SMALL: Mapping[str, list[tuple[str, dict[str, Any]]]] = {
         ("diabetes", {"hidden": [3, 2], "noise": "standardised", "hyperprior": [1.0, 0.5]}),
         ("diabetes", {"hidden": [3], "noise": "heteroscedastic"}),
         ("digits", {"hidden": [3]}),
-    ]
+    ],
 }
 CASES = [(paper, *case) for paper in zoo.PAPERS for case in SMALL.get(paper, [])]
 

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from zoo.commands import diagnose, info, reproduce, runs, train
-from zoo.commands.options import err
+from zoo.commands.options import PASSING, err
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -21,9 +21,9 @@ def cli() -> None:
 app.command()(train.demo)
 app.command("list")(info.list_)
 app.command()(info.show)
-app.command()(train.fit)
+app.command(context_settings=PASSING)(train.fit)
 app.command()(runs.predict)
-app.command()(train.compare)
+app.command(context_settings=PASSING)(train.compare)
 app.command()(diagnose.diagnose)
 app.command()(reproduce.reproduce)
 

@@ -5,7 +5,8 @@ project's own; the paper's text was not at hand, so this is the paper as we unde
 
 Model (lw.1), binary layers h_k in {0,1}^n_k, k = 1..L, h_0 = x in {0,1}^D (or real, with Gaussian pixels):
 
-    h_L ~ P_J;   h_{k-1} | h_k ~ prod_i Bernoulli(sigma(h_k W_k + b_k)_i);   L_D(theta_I, Q) = E_{x ~ P_D} log sum_h P_I(x|h) Q(h)
+    h_L ~ P_J;   h_{k-1} | h_k ~ prod_i Bernoulli(sigma(h_k W_k + b_k)_i)
+    evidence of the bottom layer under any law Q of its codes: L_D(theta_I, Q) = E_{x ~ P_D} log sum_h P_I(x|h) Q(h)
 
     lw.2    T[n,h] = log P_I(x_n|h) = x_n.eta(h) - sum_i softplus(eta_i(h)), eta(h) = h W + b: a table (N, 2^n)
     lw.17   RBM: log P(v) = -F(v) - log Z, F(v) = -b.v - sum_j softplus(c + v'W)_j;  P(h_j = 1|v) = sigma(c + v'W)_j;
@@ -22,8 +23,8 @@ Bound of a bottom layer that does not know its top: the best latent marginal (BL
     lw.6    at theta_I, q maximal for lw.5: P_J = q_D gives the global maximum of the deep likelihood; any P_J misses
             it by at most KL(q_D || P_J)
     lw.7    0 <= U_D - L_D(theta_I, P_J) <= KL(Q_hat || P_J), Q_hat the BLM
-    lw.8    any q: L_D(theta_I, q_D) - L_D(theta_I, P_J) <= KL(Q_cond || P_J) - KL(Q_cond || q_D), Q_cond by lw.9 from q_D
-            (with KL(q_D || P_J) on the right it is false)
+    lw.8    any q: L_D(theta_I, q_D) - L_D(theta_I, P_J) <= KL(Q_cond || P_J) - KL(Q_cond || q_D), Q_cond from q_D by
+            lw.9 (with KL(q_D || P_J) on the right it is false)
     lw.9    data incorporation, an EM step: Q_cond(h) = sum_n w_n r(h|x_n), r(h|x) = P_I(x|h) Q(h) / P_Q(x)
     lw.10   L_D(Q_cond) - L_D(Q) >= KL(Q_cond || Q);  KL(Q_hat || Q) - KL(Q_hat || Q_cond) >= U_D - L_D(Q);  hence from
             the uniform law U_D - L_D(Q_t) <= n log 2 / (t + 1)
@@ -32,14 +33,16 @@ Bound of a bottom layer that does not know its top: the best latent marginal (BL
     lw.13   L_D(theta_I, q_D) >= E log sum_h q(h|x) P_I(x|h) - H(P_D) >= E E_q log P_I(x|h) - H(P_D): auto-encoders
     lw.14   E E_q log P_I - I_q(x;h) = ELBO with prior q_D, I_q = E KL(q(.|x) || q_D) <= H(P_D);  with P_J: less
             KL(q_D || P_J).  Auto-encoder bound <= ELBO(q_D) <= L_D(theta_I, q_D) <= U_D
-    lw.15   n ~ P_D, h ~ q(.|x_n), x ~ P_I(.|h), with the guide n = m, h ~ q(.|x_m): log p - log q = log w_m + log P_I(x_m|h)
+    lw.15   n ~ P_D, h ~ q(.|x_n), x ~ P_I(.|h), with the guide n = m, h ~ q(.|x_m):
+            log p - log q = log w_m + log P_I(x_m|h)
     lw.16   log P_I(x | E_q h) >= E_q log P_I(x|h): the loss of a classical auto-encoder is no bound
-    lw.19   q = P_RBM(h|x): q_D is one step lw.9 from P_RBM(h), so log-likelihood of the RBM + KL(q_D || P_RBM) <= L_D(q_D)
+    lw.19   q = P_RBM(h|x): q_D is one step lw.9 from P_RBM(h), so L_RBM + KL(q_D || P_RBM) <= L_D(theta_I, q_D), L_RBM
+            the log-likelihood of the RBM
     lw.20   minibatch B: q_D(h) ~ q(h|x_n) / N + (N - 1) / N mean_{m in B, m != n} q(h|x_m), unbiased for each n
     lw.21   grad U_D = E_x E_{r(h|x)} grad log P_I(x|h), Q_hat held fixed
     lw.22   held-out data V: (a) L_V(Q_hat of D) <= (b) U_V;  (c) L_V(q_D) <= (b);  (d) L_V(P_J), the final score
 
-Estimators of gradients for the bits (`zoo.lab.estimators`, `RBM.cd`), f_k = f(h_k), omega_k = log p(x,h_k) - log q(h_k|x):
+Estimators of gradients for the bits (`zoo.lab.estimators`), f_k = f(h_k), omega_k = log p(x, h_k) - log q(h_k|x):
 
     lw.18   RBM: <v h'>_data - <v h'>_model, the model's average exact, after k sweeps from the data, or of particles;
             AIS: Z = Z_0 mean prod_k exp(F_{beta_k}(v_k) - F_{beta_k+1}(v_k))
@@ -76,12 +79,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine, sample
-from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
+from pyro import sample
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
-from torch.distributions import Distribution
-from torch.nn.functional import softplus
 
 from guides import Guide, Rich, codes, data_plate
 from guides.codes import Tabular, states, table
@@ -89,105 +89,17 @@ from zoo.lab import accounts, estimators, exact
 from zoo.lab.accounts import Account, HeldOut
 from zoo.lab.data import DataError, Split, Table, load
 from zoo.lab.estimators import LeaveOneOut, leave_one_out
+from zoo.lab.layers import AggregatedPosterior, BitsPrior, Decoder, GaussianDecoder, TablePrior
 from zoo.lab.ledger import Claim
 from zoo.lab.rbm import RBM
-from zoo.lab.training import Phase, TrainingError
+from zoo.lab.stacking import CD, PCD, ExactRBM, LayerBound, Seen, TiedRBM, TopCD, TopPCD, look
+from zoo.lab.training import Fit, Phase, TrainingError
 
 TABLE_BITS = 12  # codes are enumerated in training up to this many bits, drawn beyond
 EXACT_BITS = 26  # of two neighbouring layers together, for an exact likelihood
 
 
-class Decoder(nn.Module):
-    """P_I(below | h): independent bits with logits h W + b.
-
-    Args:
-        above, below: numbers of units. scale: standard deviation of the initial W.
-    """
-
-    def __init__(self, above: int, below: int, *, scale: float = 0.1) -> None:
-        super().__init__()
-        self.W = nn.Parameter(scale * torch.randn(above, below))
-        self.b = nn.Parameter(torch.zeros(below))
-
-    @property
-    def above(self) -> int:
-        """Number of units of the code."""
-        return len(self.W)
-
-    def logits(self, h: Tensor) -> Tensor:
-        """eta(h) = h W + b. h: (..., above); returns (..., below)."""
-        return h @ self.W + self.b
-
-    def forward(self, h: Tensor) -> Distribution:
-        """The law of the layer below, batch shape `h.shape[:-1]`; grey values in [0, 1] count as probabilities."""
-        return Bernoulli(logits=self.logits(h), validate_args=False).to_event(1)
-
-    def table(self, below: Tensor) -> Tensor:
-        """log P_I(below_n | h) of every code in one product, nats. below: (n, D); returns (n, 2^above)."""
-        eta = self.logits(states(self.above, like=self.W))  # (2^above, D)
-        return below @ eta.mT - softplus(eta).sum(-1)  # lw.2
-
-
-class GaussianDecoder(Decoder):
-    """Real pixels: independent normals with mean h W + b and a standard deviation for each pixel."""
-
-    def __init__(self, above: int, below: int, *, scale: float = 0.1) -> None:
-        super().__init__(above, below, scale=scale)
-        self.log_sd = nn.Parameter(torch.zeros(below))
-
-    def forward(self, h: Tensor) -> Distribution:
-        return Normal(self.logits(h), self.log_sd.exp()).to_event(1)
-
-    def table(self, below: Tensor) -> Tensor:
-        precision = (-2 * self.log_sd).exp()
-        eta = self.logits(states(self.above, like=self.W))
-        squares = (below.square() @ precision)[:, None] - 2 * (below * precision) @ eta.mT + eta.square() @ precision
-        return -0.5 * squares - self.log_sd.sum() - 0.5 * len(precision) * math.log(2 * math.pi)
-
-
 PIXELS = {"bernoulli": Decoder, "gaussian": GaussianDecoder}
-
-
-class TablePrior(nn.Module):
-    """Any law on the codes of n bits, as a table of 2^n logits: Q, the BLM, or a free P_J."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(len(states(n))))
-
-    def forward(self) -> Distribution:
-        return Tabular(self.logits)
-
-
-class BitsPrior(nn.Module):
-    """Independent bits: a control."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(n))
-
-    def forward(self) -> Distribution:
-        return Bernoulli(logits=self.logits, validate_args=False).to_event(1)
-
-
-class AggregatedPosterior(nn.Module):
-    """q_D, the mixture of q(h | x_n) over the training data; q is that of the guide, shared with it (`Model.attach`).
-
-    Until a guide is attached it is uniform.
-    """
-
-    data: Tensor
-
-    def __init__(self, n: int, N: int, features: int) -> None:
-        super().__init__()
-        self.n, self.q = n, None
-        self.register_buffer("data", torch.zeros(N, features))
-
-    def forward(self) -> Distribution:
-        if self.q is None:
-            return Bernoulli(logits=self.data.new_zeros(self.n), validate_args=False).to_event(1)
-        weights = Categorical(logits=self.data.new_zeros(len(self.data)))
-        return MixtureSameFamily(weights, self.q(self.data))
 
 
 class Model(nn.Module):
@@ -237,6 +149,10 @@ class Model(nn.Module):
             raise DataError("without a hidden layer x has the prior on bits; real pixels need a layer: hidden=[10]")
         if self.top == "rbm":
             return RBM(n, self.top_hidden or n, scale=self.scale)
+        if self.top == "tabular" and n > codes.BITS:
+            raise DataError(
+                f"a free table over 2^{n} codes is too large (up to 2^{codes.BITS}); choose top=rbm or bits"
+            )
         if self.top == "tabular":
             return TablePrior(n)
         if self.top == "bits":
@@ -246,6 +162,12 @@ class Model(nn.Module):
                 raise DataError("top 'aggregated' is for one hidden layer over a data set of known size N")
             return AggregatedPosterior(n, self.N, self.in_features)
         raise DataError(f"top is rbm, tabular, bits or aggregated, not {self.top!r}")
+
+    def decoder(self, layer: int) -> Decoder:
+        """The decoder below h_layer, 1 being the bottom."""
+        found = self.decoders[layer - 1]
+        assert isinstance(found, Decoder)
+        return found
 
     @property
     def given(self) -> dict[str, tuple[str, ...]]:
@@ -271,6 +193,8 @@ class Model(nn.Module):
     def attach(self, guide: nn.Module) -> None:
         """Let an aggregated posterior be that of the guide: they share q."""
         if isinstance(self.prior, AggregatedPosterior):
+            if not hasattr(guide, "q"):
+                raise DataError(f"top 'aggregated' is the q of a composed guide, and {type(guide).__name__} has none")
             self.prior.q = guide.q["h1"]  # type: ignore[index]
 
     def log_prior(self, layer: int = 1) -> Tensor:
@@ -278,14 +202,14 @@ class Model(nn.Module):
         log_p = table(self.prior())
         for k in range(len(self.hidden), layer, -1):
             below = states(self.hidden[k - 2], like=log_p)
-            log_p = exact.log_likelihood(self.decoders[k - 1].table, below, log_p)
+            log_p = exact.log_likelihood(self.decoder(k).table, below, log_p)
         return log_p
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log P(x_n) exactly, nats, (n,), with its gradient."""
         if not self.hidden:
             return self.prior().log_prob(x)
-        return exact.log_likelihood(self.decoders[0].table, x, self.log_prior())  # lw.1
+        return exact.log_likelihood(self.decoder(1).table, x, self.log_prior())  # lw.1
 
     @property
     def enumerable(self) -> bool:
@@ -332,45 +256,11 @@ class Model(nn.Module):
         return model
 
 
-class TiedMachine(RBM):
-    """The RBM of a decoder: its W and b are the decoder's, only the hidden bias c is its own."""
-
-    def __init__(self, decoder: Decoder, *, particles: int = 100) -> None:
-        nn.Module.__init__(self)
-        self._decoder = (decoder,)  # in a tuple: the model's parameters are not the guide's
-        self.c = nn.Parameter(torch.zeros(decoder.above))
-        self.register_buffer("particles", torch.zeros(particles, len(decoder.b)))
-        self.register_buffer("estimate", torch.tensor(math.inf, dtype=torch.get_default_dtype()))
-
-    @property
-    def W(self) -> Tensor:  # type: ignore[override]
-        return self._decoder[0].W.mT
-
-    @property
-    def b(self) -> Tensor:  # type: ignore[override]
-        return self._decoder[0].b
-
-
-class TiedRBM(nn.Module):
-    """q(h_k | h_{k-1}) = sigma(c_k + h_{k-1}' W_k'), the posterior of the RBM that each decoder belongs to: stacked RBMs."""
-
-    def __init__(self, model: Model, batch: Mapping[str, Any]) -> None:
-        super().__init__()
-        if model.pixels != "bernoulli" or not model.hidden:
-            raise DataError("TiedRBM is the recognition of an RBM on bits: it needs a hidden layer and bernoulli pixels")
-        self.N = model.N
-        self.machines = nn.ModuleList(TiedMachine(decoder) for decoder in model.decoders)
-
-    def forward(self, x: Tensor, **ignored: Any) -> None:
-        """Sample h_1, h_2, ... from the bottom up."""
-        v = x
-        with data_plate(x.shape[-2], self.N, device=x.device):
-            for k, machine in enumerate(self.machines, 1):
-                v = sample(f"h{k}", Bernoulli(logits=machine.hidden_logits(v)).to_event(1))  # type: ignore[operator]
-
-
 class Posterior(nn.Module):
-    """The exact posterior r(h_1 | x) of a model with one hidden layer: no parameters of its own."""
+    """The exact posterior r(h_1 | x) of a model with one hidden layer: no parameters of its own, and no gradient.
+
+    Under it the M-step of EM is a gradient step on `Reconstruction`.
+    """
 
     def __init__(self, model: Model, batch: Mapping[str, Any]) -> None:
         super().__init__()
@@ -380,71 +270,11 @@ class Posterior(nn.Module):
 
     def forward(self, x: Tensor, **ignored: Any) -> None:
         """Sample h_1."""
-        model = self._model[0]
+        model: Any = self._model[0]
+        with torch.no_grad():
+            log_r = exact.posterior(model.decoders[0].table(x), model.log_prior())
         with data_plate(len(x), self.N, device=x.device):
-            sample("h1", Tabular(exact.posterior(model.decoders[0].table(x), model.log_prior())))  # type: ignore[operator]
-
-
-class Seen(NamedTuple):
-    """What a criterion of one layer sees of a batch.
-
-    Attributes:
-        below: the layer below, x or codes drawn by the guide, (n, D).
-        q: the guide's law of the layer, batch shape (n,). code: a draw from it.
-        N: size of the data set. entropy: H(P_D) in nats; 0 above the first layer, where it is not known.
-    """
-
-    below: Tensor
-    decoder: Decoder
-    q: Distribution
-    code: Tensor
-    N: int
-    entropy: float
-
-    @property
-    def bits(self) -> int:
-        """Units of the code."""
-        return self.decoder.above
-
-
-def look(model: Model, guide: nn.Module, layer: int, batch: Mapping[str, Any]) -> Seen:
-    """Run the guide once and pick out one layer; codes of the layers below are drawn anew, and carry no gradient."""
-    if not 1 <= layer <= len(model.hidden):
-        raise TrainingError(f"there is no layer {layer}: the model has {len(model.hidden)}")
-    nodes = poutine.trace(guide).get_trace(**batch).nodes
-    if f"h{layer}" not in nodes:
-        raise TrainingError(f"this criterion needs a guide for h{layer}")
-    site = nodes[f"h{layer}"]
-    below = batch["x"] if layer == 1 else nodes[f"h{layer - 1}"]["value"].detach()
-    entropy = model.entropy if layer == 1 else 0.0
-    decoder: Any = model.decoders[layer - 1]
-    return Seen(below, decoder, site["fn"], site["value"], model.N or len(below), entropy)
-
-
-class LayerBound(Trace_ELBO):
-    """A criterion of one layer, blind to what lies above it; nats for the data set. A subclass has `values`.
-
-    Args:
-        layer: 1 is the bottom; above it codes drawn from the guide are the data.
-
-    Attributes:
-        evidence_bound: the bound of the whole model's evidence, which these criteria are not.
-    """
-
-    evidence_bound = LeaveOneOut()
-
-    def __init__(self, layer: int = 1) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def values(self, seen: Seen) -> Tensor:
-        """The criterion of each datum in nats, (n,)."""
-        raise NotImplementedError
-
-    def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
-        """-N/n sum_n of `values`."""
-        seen = look(model, guide, self.layer, batch)
-        return -seen.N / len(seen.below) * self.values(seen).sum()
+            sample("h1", Tabular(log_r))
 
 
 class Criterion(LayerBound):
@@ -457,6 +287,8 @@ class Criterion(LayerBound):
 
 def minibatch_aggregated(log_q: Tensor, N: int) -> Tensor:
     """log of an unbiased q_D for each datum of a batch: its own code counts 1/N, whatever the batch; (n, 2^n).
+
+    A batch of one row knows no other codes: there only its own share q / N is left, a lower bound.
 
     Args:
         log_q: log q(h | x_m) of the batch, (n, 2^n). N: size of the data set.
@@ -480,6 +312,8 @@ class SampledCriterion(LayerBound):
 
     def __init__(self, layer: int = 1, *, particles: int = 4) -> None:
         super().__init__(layer)
+        if particles < 2:
+            raise TrainingError("SampledCriterion needs two codes of each datum or more: particles=2")
         self.particles = particles
 
     def values(self, seen: Seen) -> Tensor:
@@ -491,11 +325,19 @@ class SampledCriterion(LayerBound):
         log_terms = T + share.log() - math.log(K)
         total = log_terms.flatten(0, 1).logsumexp(0)  # (n,)
         with torch.no_grad():
-            part = (log_terms - total).exp()  # (K, m, n), sums to 1 over codes
-            replaced = (part.sum(0) - part) / (K - 1)
-            signal = -(1 - part + replaced).clamp_min(1e-6).log().sum(-1)  # (K, m): total less the one without code k
+            others = _without_each(log_terms.flatten(0, 1)).view_as(log_terms)  # (K, m, n)
+            replaced = _without_each(log_terms) - math.log(K - 1)
+            signal = (total - others.logaddexp(replaced)).sum(-1)  # (K, m): total less the one without code k
         score = (signal * seen.q.log_prob(h)).sum(0)
         return total + score - score.detach()
+
+
+def _without_each(x: Tensor) -> Tensor:
+    """logsumexp over the first dimension without each entry in turn; a difference would cancel where one dominates."""
+    none = torch.full_like(x[:1], -math.inf)
+    before = torch.cat([none, x.logcumsumexp(0)[:-1]])
+    after = torch.cat([x.flip(0).logcumsumexp(0).flip(0)[1:], none])
+    return before.logaddexp(after)
 
 
 class Codes(LayerBound):
@@ -506,7 +348,7 @@ class Codes(LayerBound):
 
 
 class Reconstruction(LayerBound):
-    """The expectation form: -N/n sum_n E_q log P_I(x_n|h) + N H(P_D). What an auto-encoder with stochastic code trains.
+    """The expectation form: -N/n sum_n E_q log P_I(x_n|h) + N H(P_D): an auto-encoder whose code is stochastic.
 
     The expectation is enumerated up to `bits` units, and drawn beyond (leave-one-out, lw.23); relaxed draws are
     differentiated.
@@ -532,7 +374,10 @@ class Reconstruction(LayerBound):
 
 
 class MeanField(LayerBound):
-    """What a classical auto-encoder trains, -N/n sum_n log P_I(x_n | E_q h) + N H(P_D): NOT A BOUND, it may exceed U_D."""
+    """What a classical auto-encoder trains, -N/n sum_n log P_I(x_n | E_q h) + N H(P_D).
+
+    NOT A BOUND: it may exceed U_D.
+    """
 
     def values(self, seen: Seen) -> Tensor:
         return seen.decoder(seen.q.mean).log_prob(seen.below) - seen.entropy  # lw.16
@@ -559,7 +404,8 @@ class BLM(LayerBound):
 class Top(Trace_ELBO):
     """The next layer's likelihood of codes, -E_{q_D} log P_J(h_L), nats for the data set: only the prior learns.
 
-    The last code is enumerated up to `bits` units and drawn beyond; those below are drawn.
+    The last code is enumerated up to `bits` units and drawn beyond; those below are drawn. Without a hidden layer the
+    prior learns x itself.
     """
 
     evidence_bound = LeaveOneOut()
@@ -569,66 +415,15 @@ class Top(Trace_ELBO):
         self.bits = bits
 
     def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
+        if not model.hidden:
+            x = batch["x"]
+            return -(model.N or len(x)) / len(x) * model.prior().log_prob(x).sum()
         seen = look(model, guide, len(model.hidden), batch)
         if seen.bits <= self.bits:
             values = (table(seen.q).detach().exp() * table(model.prior())).sum(-1)  # lw.12
         else:
             values = model.prior().log_prob(seen.code.detach())  # lw.12
         return -seen.N / len(seen.below) * values.sum()
-
-
-class TopPCD(Trace_ELBO):
-    """The same for an RBM by persistent contrastive divergence on drawn codes: a gradient, its value no likelihood."""
-
-    evidence_bound = LeaveOneOut()
-
-    def __init__(self, *, k: int = 1) -> None:
-        super().__init__()
-        self.k = k
-
-    def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
-        if not model.hidden:
-            return (model.N or len(batch["x"])) * model.prior.pcd(batch["x"], k=self.k)
-        seen = look(model, guide, len(model.hidden), batch)
-        return seen.N * model.prior.pcd(seen.code.detach(), k=self.k)
-
-
-class CD(Trace_ELBO):
-    """Contrastive divergence for one layer under the guide `TiedRBM`: the step of stacked RBMs; its value no likelihood.
-
-    Args:
-        layer: whose decoder and hidden bias are trained. k: sweeps.
-    """
-
-    evidence_bound = LeaveOneOut()
-    method = "cd"
-
-    def __init__(self, layer: int = 1, *, k: int = 1) -> None:
-        super().__init__()
-        self.layer, self.k = layer, k
-
-    def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
-        if not isinstance(guide, TiedRBM):
-            raise TrainingError(f"{type(self).__name__} trains RBMs: it needs the guide TiedRBM")
-        seen = look(model, guide, self.layer, batch)
-        return seen.N * getattr(guide.machines[self.layer - 1], self.method)(seen.below, k=self.k)
-
-
-class PCD(CD):
-    """The same with persistent particles."""
-
-    method = "pcd"
-
-
-class ExactRBM(CD):
-    """The exact twin: the machine's own log-likelihood, log Z by enumeration."""
-
-    def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
-        if not isinstance(guide, TiedRBM):
-            raise TrainingError("ExactRBM trains RBMs: it needs the guide TiedRBM")
-        seen = look(model, guide, self.layer, batch)
-        machine: Any = guide.machines[self.layer - 1]
-        return -seen.N * machine.log_prob(seen.below).mean()  # lw.18
 
 
 class Evidence(Trace_ELBO):
@@ -651,6 +446,7 @@ CRITERIA: dict[str, type[ELBO]] = {
     "PCD": PCD,
     "ExactRBM": ExactRBM,
 }
+TOPS: dict[str, type[ELBO]] = {"Top": Top, "TopCD": TopCD, "TopPCD": TopPCD}
 
 
 def guide(model: Model, batch: Mapping[str, Any], *, latents: Any = Rich) -> nn.Module:
@@ -661,6 +457,7 @@ def guide(model: Model, batch: Mapping[str, Any], *, latents: Any = Rich) -> nn.
 
 
 GUIDES = {"TiedRBM": TiedRBM, "Posterior": Posterior}
+DEFAULTS = {"data": "tea", "guides": "Vanilla,Rich,Autoregressive"}
 
 
 def bound(guide: nn.Module | None = None) -> ELBO:
@@ -669,34 +466,46 @@ def bound(guide: nn.Module | None = None) -> ELBO:
 
 
 def phases(
-    model: Model, guide: nn.Module, *, criterion: str | None = None, fine_tune: bool = False, top: bool = True
+    model: Model,
+    guide: nn.Module,
+    *,
+    criterion: str | None = None,
+    top_criterion: str | None = None,
+    fine_tune: bool = False,
 ) -> list[Phase]:
     """Layer-wise training: each layer on its criterion, given those below; then the prior on the codes (lw.12).
 
     Args:
         criterion: of the layers, a name of `CRITERIA`; `bound(guide)`'s if not given.
+        top_criterion: of the prior, a name of `TOPS`; if not given `Top`, or `TopPCD` for an RBM whose log Z cannot be
+            enumerated.
         fine_tune: whether all layers are trained together in the end, on the exact evidence where it can be had,
             else on VIMCO's bound.
-        top: whether the prior is trained.
     """
-    if criterion is not None and criterion not in CRITERIA:
-        raise DataError(f"no criterion {criterion!r}; there are: {', '.join(CRITERIA)}")
-    kind: Any = CRITERIA[criterion] if criterion else type(bound(guide))
+    exact_top = not isinstance(model.prior, RBM) or model.prior.enumerable
+    kind: Any = _named(criterion, CRITERIA, "criterion") or type(bound(guide))
+    learn = _named(top_criterion, TOPS, "top_criterion") or (Top if exact_top else TopPCD)
     found = [
         Phase(f"layer {k}", kind(k), [*decoder.parameters(), *_guide_parameters(guide, k)])
         for k, decoder in enumerate(model.decoders, 1)
     ]
     prior = list(model.prior.parameters())
-    if top and prior and model.top != "aggregated":
-        learn = Top() if model.hidden else Evidence()
-        small = not isinstance(model.prior, RBM) or model.prior.enumerable
-        found.append(Phase("top", learn if small else TopPCD(), prior))
+    if prior and model.top != "aggregated":
+        found.append(Phase("top", learn(), prior))
     if fine_tune and model.hidden:
         found.append(Phase("fine-tuning", Evidence() if model.enumerable else estimators.VIMCO(8), None))
     return found
 
 
+def _named(name: str | None, known: Mapping[str, type[ELBO]], what: str) -> type[ELBO] | None:
+    if name is not None and name not in known:
+        raise DataError(f"no {what} {name!r}; there are: {', '.join(known)}")
+    return known[name] if name else None
+
+
 def _guide_parameters(guide: Any, layer: int) -> list[nn.Parameter]:
+    if isinstance(guide, Posterior):
+        return []
     part = guide.machines[layer - 1] if isinstance(guide, TiedRBM) else guide.q[f"h{layer}"]
     return list(part.parameters())
 
@@ -734,6 +543,17 @@ def tables(model: Model, guide: nn.Module, x: Tensor) -> Tables:
     return Tables(seen.decoder.table(rows), table(seen.q), model.log_prior(), log_w, mean_field)
 
 
+@torch.no_grad()
+def promise(model: Model, x: Tensor, *, steps: int = 2000) -> float:
+    """U of the bottom layer on data x (N, D), nats per datum: by it layers are ranked before any layer above exists.
+
+    On validation data; that of the training data overfits (lw.22).
+    """
+    rows, log_w = exact.distinct(x)
+    decoder: Any = model.decoders[0]
+    return exact.blm(decoder.table(rows), log_w, steps=steps).bound
+
+
 def account(model: Model, guide: nn.Module, x: Tensor, *, steps: int = 2000) -> Account:
     """Every bound of the bottom layer on the data x (N, D), exactly, in nats per datum; see `accounts.Account`."""
     found = tables(model, guide, x)
@@ -743,7 +563,7 @@ def account(model: Model, guide: nn.Module, x: Tensor, *, steps: int = 2000) -> 
 
 
 def held_out(model: Model, guide: nn.Module, train: Tensor, valid: Tensor, *, steps: int = 2000) -> HeldOut:
-    """What the bottom layer promises on validation data, and the final score, nats per datum; see `accounts.HeldOut`."""
+    """What the bottom layer promises on validation data, and the final score, nats per datum: `accounts.HeldOut`."""
     D, V = tables(model, guide, train), tables(model, guide, valid)
     return accounts.held_out(
         D.T, V.T, log_q=D.log_q, log_prior=D.log_prior, log_w=D.log_w, log_w_valid=V.log_w, steps=steps
@@ -759,11 +579,38 @@ def evidence(model: Model, train: Table) -> float | None:
 def remarks(model: Model) -> list[str]:
     """What belongs beside every result: the sizes, the ceiling, and how log Z was had."""
     layers = " - ".join(str(n) for n in [model.in_features, *model.hidden])
-    ceiling = f"Data entropy {model.entropy:.3f} nats, so no training log-likelihood per datum exceeds {-model.entropy:.3f}."
-    told = [f"Layers {layers}, top {model.top}.", ceiling if model.pixels == "bernoulli" else "Gaussian pixels: densities."]
+    ceiling = (
+        f"Data entropy {model.entropy:.3f} nats, so no training log-likelihood per datum exceeds {-model.entropy:.3f}."
+    )
+    told = [
+        f"Layers {layers}, top {model.top}.",
+        ceiling if model.pixels == "bernoulli" else "Gaussian pixels: densities.",
+    ]
     if not model.enumerable:
         told.append("The likelihood cannot be enumerated here: log-likelihoods are importance-weighted estimates.")
     return told
+
+
+def books(fit: Fit, split: Split) -> list[str]:
+    """The account of a trained bottom layer in words; empty where it cannot be enumerated."""
+    model: Any = fit.model
+    if not model.hidden or not model.enumerable:
+        return []
+    found = account(model, fit.guide, _like(model, split.train), steps=500)
+    told = (
+        f"on the training data the best latent marginal is {found.blm:.3f} nats per datum, the criterion of q_D "
+        f"{found.criterion:.3f}, the auto-encoder bound {found.reconstruction:.3f} (its mean-field form, no bound, "
+        f"{found.mean_field:.3f}), the deep log-likelihood {found.deep:.3f}: the top costs "
+        f"{found.criterion - found.deep:.3f}, at most {found.price:.3f} by lw.8."
+    )
+    if split.valid is None:
+        return [told]
+    promised = promise(model, _like(model, split.valid), steps=500)
+    return [told, f"on the validation data the best latent marginal, by which layers are ranked, is {promised:.3f}."]
+
+
+def _like(model: Model, table: Table) -> Tensor:
+    return table["x"].to(next(model.parameters()))
 
 
 EQUATIONS = {

@@ -41,8 +41,15 @@ def diagnose(
     if as_json:
         print(json.dumps({"run": str(folder), "data": train.name, **found.to_dict()}, allow_nan=False))
         return
-    for sentence in found.sentences:
+    for sentence in [*found.sentences, *_books(run, run.data())]:
         out.print(f"- {sentence}", markup=False, highlight=False)
+
+
+def _books(run: Run, split: Any) -> list[str]:
+    import zoo
+
+    paper = zoo.paper(run.manifest.paper)
+    return [f"{line[0].upper()}{line[1:]}" for line in paper.books(run.fit, split)] if hasattr(paper, "books") else []
 
 
 def _evidence(run: Run, train: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,10 @@ out = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width
 err = Console(stderr=True)
 
 PaperName = Annotated[str, typer.Argument(metavar="PAPER", help="A paper of `zoo list`, or your own module:Model.")]
-Data = Annotated[str, typer.Option(help="A set of `zoo list --data`, or your own .csv, .tsv or .parquet file.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="A set of `zoo list --data`, or your own .csv, .tsv or .parquet file; else the paper's example."),
+]
 Target = Annotated[str | None, typer.Option(help="The column to predict, for a file of your own.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data; the default takes about 2000 steps.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Rows of a minibatch.")]
@@ -41,6 +45,42 @@ Download = Annotated[
     bool, typer.Option("--download", help="Fetch a known data set that is not on this machine, checked by SHA256.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}  # for `paper_options`
+
+
+def paper_options(context: typer.Context, paper_name: str) -> list[str]:
+    """What is left of the command line as KEY=VALUE: options of the paper by their own names, `--top rbm`.
+
+    Raises:
+        ValueError: neither the command nor the paper has such an option.
+    """
+    from zoo import paper
+    from zoo.lab.experiments import known_options
+
+    pairs, rest = [], list(context.args)
+    own = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"unexpected argument {name!r}")
+        key, known = name.removeprefix("--").replace("-", "_"), known_options(paper(paper_name))
+        if known is not None and key not in known:
+            near = difflib.get_close_matches(key.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)], 1)
+            hint = f"did you mean --{near[0]}? " if near else ""
+            raise ValueError(f"no such option {name}; {hint}{paper_name} has the options: {', '.join(known)}")
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise ValueError(f"option {name} needs a value")
+        pairs.append(f"{key}={value if equals else rest.pop(0)}")
+    return pairs
+
+
+def default(paper_name: str, what: str, otherwise: str) -> str:
+    """The paper's own example, where it names one in `DEFAULTS`."""
+    from zoo import paper
+
+    return getattr(paper(paper_name), "DEFAULTS", {}).get(what, otherwise)
 
 
 def make_recipe(

@@ -31,8 +31,10 @@ from zoo.commands.options import (
     Set,
     Target,
     check_device,
+    default,
     err,
     make_recipe,
+    paper_options,
     tell,
     torch_dtype,
     write,
@@ -75,7 +77,7 @@ def fit(
     paper_name: Annotated[
         str | None, typer.Argument(metavar="PAPER", help="A paper of `zoo list`, or your own module:Model.")
     ] = None,
-    data: Data = "diabetes",
+    data: Data = None,
     target: Target = None,
     guide: Annotated[str | None, typer.Option(help="A guide of `zoo list`; the default is the paper's own.")] = None,
     split: Annotated[int, typer.Option(min=0, help="Which train/test split.")] = 0,
@@ -102,7 +104,7 @@ def fit(
     """Train one guide on one split and score it.
 
     With --out, keeps checkpoints while it trains, so that a run that was stopped can be resumed, and at the end writes
-    the posterior for ArviZ, the scores and a page.
+    the posterior for ArviZ, the scores and a page. Options of the paper go by their own names: `--top rbm`.
     """
     from zoo.lab import runs
     from zoo.lab.data import obtain
@@ -116,6 +118,8 @@ def fit(
         raise ValueError("fit what? give a PAPER of `zoo list` (or your own module:Model), or --resume RUN")
     if folder is not None:
         runs.refuse_existing(folder)
+    data = data or default(paper_name, "data", "diabetes")
+    options = [*(options or []), *paper_options(context, paper_name)]
     recipe = make_recipe(epochs, batch, lr, decay, average, seed, draws, hidden, options, device, dtype)
     if download:
         obtain(data)
@@ -132,6 +136,8 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
         if given and name not in ("resume", "as_json", "device"):
             raise ValueError(f"--resume takes all from the run (except --device); leave out {parameter.opts[0]}")
+    if context.args:
+        raise ValueError(f"--resume takes all from the run (except --device); leave out {context.args[0]}")
 
 
 def _go_on(folder: Path, device: str | None, as_json: bool) -> None:
@@ -178,10 +184,13 @@ def _resumable(keep: Checkpoints | None) -> Iterator[None]:
 
 
 def compare(
+    context: typer.Context,
     paper_name: PaperName,
-    data: Data = "diabetes",
+    data: Data = None,
     target: Target = None,
-    guides: Annotated[str, typer.Option(help="Guides of `zoo list`, separated by commas.")] = "MatrixNormal,MeanField",
+    guides: Annotated[
+        str | None, typer.Option(help="Guides of `zoo list`, separated by commas; else the paper's example.")
+    ] = None,
     splits: Annotated[int, typer.Option(min=1, help="Train/test splits, 90/10 by the benchmark's seed.")] = 5,
     epochs: Epochs = None,
     batch: BatchSize = 128,
@@ -201,10 +210,14 @@ def compare(
 ) -> None:
     """Compare several guides on several splits.
 
-    Every guide gets the same data, steps and seeds; differences between guides are paired over the splits.
+    Every guide gets the same data, steps and seeds; differences between guides are paired over the splits. Options of
+    the paper go by their own names: `--top rbm`.
     """
     from zoo.lab.data import obtain
 
+    data = data or default(paper_name, "data", "diabetes")
+    guides = guides or default(paper_name, "guides", "MatrixNormal,MeanField")
+    options = [*(options or []), *paper_options(context, paper_name)]
     recipe = make_recipe(epochs, batch, lr, decay, average, seed, draws, hidden, options, device, dtype)
     if download:
         obtain(data)

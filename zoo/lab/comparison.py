@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 
 from guides.sites import kl_registered, paired_sites
 from zoo.lab import figures, khat, scores
+from zoo.lab.estimators import importance_bound
 from zoo.lab.pareto import threshold
 from zoo.lab.pictures import pictures
 from zoo.lab.predictive import Draws, draw, has_classes, observed
@@ -26,6 +27,8 @@ from zoo.lab.training import Fit
 
 KHAT_DRAWS = 1000
 VARIANT = "log of the mean predictive density over draws of all latents (loglik_mixture)"
+EXACT = "exact, by enumeration of all latents"
+ESTIMATED = "importance-weighted over draws of the latents, too low in expectation"
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Score:
         rmse: test RMSE in the units of y; empty for classes.
         error: test error rate; empty for regression.
         elbo: the bound on the training data; empty where it is none (point estimates).
+        evidence: exact log evidence of the training data under the trained model; empty where it is not known.
         kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
         khat: Pareto k-hat of the joint importance weights on the first split; None where it is refused or too costly.
     """
@@ -49,6 +53,7 @@ class Score:
     elbo: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
+    evidence: list[float] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
     khat: float | None = None
 
@@ -67,6 +72,7 @@ class Comparison:
     evidence: list[float] = field(default_factory=list)
     pictures: list[tuple[str, Figure]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    variant: str = VARIANT
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Callable[[Score], str]]:
@@ -83,8 +89,8 @@ class Comparison:
         if first.error:
             columns["error"] = lambda s: _interval(s.error)
         columns["bound"] = lambda s: _interval(s.elbo) if s.elbo else "no bound"
-        if self.evidence and any(score.elbo for score in self.scores):
-            columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo else ""
+        if any(score.evidence and score.elbo for score in self.scores):
+            columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo and s.evidence else ""
         if any(score.khat is not None for score in self.scores):
             columns["k-hat"] = lambda s: "" if s.khat is None else f"{s.khat:.2f}"
         columns["parameters"] = lambda s: f"{s.parameters:,}"
@@ -93,11 +99,20 @@ class Comparison:
 
     def gaps(self, score: Score) -> list[float]:
         """Exact log evidence minus bound, in nats for the data set: what the guide leaves on the table."""
-        return [n * (e - b) for n, e, b in zip(self.sizes, self.evidence, score.elbo, strict=True)]
+        return [n * (e - b) for n, e, b in zip(self.sizes, score.evidence, score.elbo, strict=True)]
 
-    def add_evidence(self, evidence: Sequence[float]) -> None:
-        """Set the exact log evidence of each split (nats for the data set) and draw it into the learning curves."""
-        self.evidence = [value / n for value, n in zip(evidence, self.sizes, strict=True)]
+    def add_evidence(self, evidence: Mapping[str, Sequence[float]]) -> None:
+        """Set the exact log evidence, {guide: one for each split} in nats for the data set.
+
+        Where it is the same under every guide, since the model has nothing to learn, it is drawn into the learning
+        curves.
+        """
+        for score in self.scores:
+            score.evidence = [value / n for value, n in zip(evidence[score.guide], self.sizes, strict=True)]
+        first = self.scores[0].evidence
+        if not all(np.allclose(score.evidence, first, rtol=1e-9) for score in self.scores):
+            return
+        self.evidence = first
         if self.losses:
             self.pictures[0] = (
                 self.pictures[0][0] + " The exact log evidence is a horizontal line.",
@@ -110,10 +125,10 @@ class Comparison:
         errors = f"mean ± standard error over {self.splits} splits, differences paired"
         parts = [
             "one split, no standard error" if self.splits < 2 else errors,
-            f"log-lik: {VARIANT}, nats per test datum",
+            f"log-lik: {self.variant}, nats per test datum",
             "bound: nats per training datum",
         ]
-        if self.evidence:
+        if any(score.evidence for score in self.scores):
             parts.append("gap: exact log evidence minus bound, nats for all data")
         if any(score.khat is not None for score in self.scores):
             parts.append(
@@ -152,7 +167,7 @@ class Comparison:
             "paper": self.paper,
             "data": self.data,
             "splits": self.splits,
-            "units": {"loglik": f"nats per datum, {VARIANT}", "rmse": "units of y", "elbo": "nats per datum"},
+            "units": {"loglik": f"nats per datum, {self.variant}", "rmse": "units of y", "elbo": "nats per datum"},
             **({"evidence": _summary(self.evidence)} if self.evidence else {}),
             "results": [self._result(score) for score in self.scores],
             "notes": self.notes,
@@ -165,6 +180,7 @@ class Comparison:
             "rmse": _summary(score.rmse),
             **({"error": _summary(score.error)} if score.error else {}),
             "elbo": _summary(score.elbo),
+            **({"evidence": _summary(score.evidence)} if score.evidence and not self.evidence else {}),
             "parameters": score.parameters,
             "seconds": float(np.mean(score.seconds)),
             "converged": score.converged,
@@ -177,6 +193,9 @@ def compare(
     fits: Mapping[str, Fit | Sequence[Fit]], test: Table | Sequence[Table], *, draws: int = 200, particles: int = 100
 ) -> Comparison:
     """Score trained guides on test data.
+
+    A model may have a method `loglik(**batch)`: the exact log-likelihood of each datum (n,) in nats, or None where it
+    cannot be had; then the score is exact, or importance-weighted over draws of the latents of each datum.
 
     Args:
         fits: {guide: Fit, or one Fit for each split}.
@@ -193,13 +212,18 @@ def compare(
     for name, mine in runs.items():
         score = Score(name, mine[0].parameters)
         for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
-            drawn = draw(fit.model, fit.guide, table.to(device=fit.device).all(), draws)
-            first.setdefault(name, drawn)
-            _score(score, fit, drawn, particles)
+            batch = table.to(device=fit.device).all()
+            if hasattr(fit.model, "loglik"):
+                variant = _score_likelihood(score, fit, batch, draws)
+            else:
+                drawn = draw(fit.model, fit.guide, batch, draws)
+                first.setdefault(name, drawn)
+                variant = _score_predictions(score, drawn)
+            _score_bound(score, fit, particles)
             if split == 0:
                 score.kl, score.khat = kl_by_site(fit), _khat(fit)
         found.append(score)
-    comparison = Comparison(found, len(tests))
+    comparison = Comparison(found, len(tests), variant=variant)
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
     comparison.losses = {name: mine[0].losses for name, mine in runs.items() if is_bound(mine[0])}
     comparison.notes = _notes(found, runs, tests)
@@ -232,8 +256,11 @@ def is_bound(fit: Fit) -> bool:
 
 
 def _khat(fit: Fit) -> float | None:
-    """The joint k-hat, unless it makes no sense or its draws over all data would take minutes."""
-    if KHAT_DRAWS * fit.N > 5_000_000:
+    """The joint k-hat, unless it makes no sense or its draws over all data would take minutes.
+
+    Latents of every datum make it say nothing of any of them; `zoo diagnose` gives theirs.
+    """
+    if KHAT_DRAWS * fit.N > 5_000_000 or hasattr(fit.model, "loglik"):
         return None
     try:
         return khat.joint(fit, draws=KHAT_DRAWS).value
@@ -241,7 +268,17 @@ def _khat(fit: Fit) -> float | None:
         return None
 
 
-def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
+def _score_likelihood(score: Score, fit: Fit, batch: Mapping[str, Any], draws: int) -> str:
+    """Score a density model by its exact likelihood, or by the importance-weighted bound; returns which."""
+    value = fit.model.loglik(**batch)  # type: ignore[operator]
+    variant = ESTIMATED if value is None else EXACT
+    if value is None:
+        value = importance_bound(fit.model, fit.guide, batch, particles=draws)
+    score.loglik.append(float(value.double().mean()))
+    return variant
+
+
+def _score_predictions(score: Score, drawn: Draws) -> str:
     out = observed(drawn)
     assert out.log_prob is not None and out.value is not None
     weight = 0.0 if drawn.local is None else drawn.local.double()
@@ -250,6 +287,10 @@ def _score(score: Score, fit: Fit, drawn: Draws, particles: int) -> None:
         score.error.append(scores.error_rate(out.value, out.mean.mean(0)))
     elif drawn.local is None:  # draws of local latents have seen y: their mean predicts nothing
         score.rmse.append(scores.rmse(out.value.to(out.mean), out.mean.mean(0)))
+    return VARIANT
+
+
+def _score_bound(score: Score, fit: Fit, particles: int) -> None:
     if is_bound(fit):
         score.elbo.append(fit.elbo(particles=particles)[0] / fit.N)
     score.seconds.append(fit.seconds)
@@ -269,7 +310,8 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
         for site, kl in score.kl.items():
             if site.startswith("W") and kl < 0.1:
                 notes.append(f"{score.guide}: q({site}) has returned to its prior (KL {kl:.3f} nats)")
-    if any(not score.rmse and not score.error for score in found):
+    densities = all(hasattr(fit.model, "loglik") for mine in runs.values() for fit in mine)
+    if any(not score.rmse and not score.error for score in found) and not densities:
         notes.append(
             "log-lik is an importance-weighted estimate over draws of the local latents, too low in expectation; "
             "predictions without y are not scored"

@@ -68,7 +68,9 @@ def draw(model: Any, guide: Any, batch: Mapping[str, Any], particles: int) -> Dr
     scale = next(iter(p.values()))["scale"]
     values = {name: site["value"] for name, site in q.items()}
     pathwise = all(site["fn"].has_rsample for site in q.values())
-    return Draws(torch.as_tensor(log_p), torch.as_tensor(log_q), scale, values, {k: s["fn"] for k, s in q.items()}, pathwise)
+    return Draws(
+        torch.as_tensor(log_p), torch.as_tensor(log_q), scale, values, {k: s["fn"] for k, s in q.items()}, pathwise
+    )
 
 
 def _repeated(program: Any, particles: int) -> Any:

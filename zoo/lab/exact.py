@@ -65,7 +65,7 @@ def blm(T: Tensor, log_w: Tensor, *, tol: float = 1e-6, steps: int = 20_000) -> 
     """Maximise the evidence over all laws Q on the codes by EM, from the uniform law.
 
     U_D lies between the returned bound and bound + certificate, whatever the number of steps; EM stops when the
-    certificate log max_h G_Q(h) is below `tol` nats. (Increments say nothing: at the boundary convergence is sublinear.)
+    certificate log max_h G_Q(h) is below `tol` nats. (Increments say nothing: at the boundary EM is sublinear.)
 
     Args:
         T: (N, 2^n). log_w: (N,).

@@ -18,7 +18,7 @@ from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import Split, Table, load
 from zoo.lab.guide_names import ExperimentError, build_guide, known_guides
-from zoo.lab.training import Fit, fit, seed
+from zoo.lab.training import Fit, Phase, fit, seed
 
 STEPS = 2000  # where no number of epochs is given
 
@@ -34,7 +34,7 @@ class Recipe:
         average: decay of the moving average that stands for the parameters in the end (`lab.Average`); 0: the last.
         seed: of the initial values, the order of the batches and the noise, together with the split.
         draws: predictive draws per score.
-        model: options of the paper's model.
+        model: options of the paper's model and of its training.
     """
 
     epochs: int | None = None
@@ -53,22 +53,51 @@ class Recipe:
         return self.epochs or math.ceil(STEPS / math.ceil(len(train) / self.batch))
 
 
+def known_options(paper: Any) -> list[str] | None:
+    """The options of a paper's model and of its training, by name; None if its model takes any."""
+    parameters = [*_model_parameters(paper), *_phase_parameters(paper)]
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
+
+
 def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Module:
     """The paper's model for a table: `Model.for_data(train, **options)`, or `Model(**options)` where it has none.
 
+    Options of the training are left out.
+
     Raises:
-        ExperimentError: an option that the model does not have.
+        ExperimentError: an option that neither the model nor the training has.
     """
-    make = getattr(paper.Model, "for_data", None)
-    parameters = list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]
-    known = [parameter.name for parameter in parameters]
-    unknown = sorted(set(options) - set(known))
-    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {', '.join(known)}")
+    make, known = getattr(paper.Model, "for_data", None), known_options(paper)
+    unknown = sorted(set(options) - set(known or options))
+    if unknown:
+        there = ", ".join(known or [])
+        raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {there}")
+    options = {key: value for key, value in options.items() if key not in _training_options(paper, options)}
     try:
         return make(train, **options) if make else paper.Model(**options)
     except TypeError as error:
         raise ExperimentError(f"the model cannot be made with the options {dict(options)}: {error}") from error
+
+
+def build_phases(paper: Any, model: nn.Module, guide: nn.Module, options: Mapping[str, Any]) -> Sequence[Phase]:
+    """The phases of a training that is not one bound, where the paper has any; options of the model are left out."""
+    if not hasattr(paper, "phases"):
+        return ()
+    return paper.phases(model, guide, **_training_options(paper, options))
+
+
+def _model_parameters(paper: Any) -> list[inspect.Parameter]:
+    make = getattr(paper.Model, "for_data", None)
+    return list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]
+
+
+def _phase_parameters(paper: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(paper.phases).parameters.values())[2:] if hasattr(paper, "phases") else []
+
+
+def _training_options(paper: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    names = {parameter.name for parameter in _phase_parameters(paper)}
+    return {key: value for key, value in options.items() if key in names}
 
 
 def open_data(paper: Any, name: str, split: int, target: str | Sequence[str] | None = None) -> Split:
@@ -105,6 +134,7 @@ class Cell:
     train: Table
     recipe: Recipe
     seed: int
+    phases: Sequence[Phase] = ()
 
     def fit(self, *, keep: Checkpoints | None = None) -> Fit:
         """Train the pair in place as the recipe says."""
@@ -119,6 +149,7 @@ class Cell:
             lr=recipe.lr,
             decay=recipe.decay,
             callbacks=averages,
+            phases=self.phases,
             device=recipe.device,
             keep=keep,
         )
@@ -144,16 +175,24 @@ def build_cell(paper: Any, split: Split, index: int, guide_name: str | None, rec
     seed(1000 * recipe.seed + index)
     model = build_model(paper, train, recipe.model)
     guide, bound = guide_and_bound(paper, guide_name, model, train.peek())
-    return Cell(model, guide, bound, train, recipe, 1000 * recipe.seed + index)
+    phases = build_phases(paper, model, guide, recipe.model)
+    return Cell(model, guide, bound, train, recipe, 1000 * recipe.seed + index, phases)
 
 
 def guide_and_bound(
     paper: Any, guide_name: str | None, model: nn.Module, batch: Mapping[str, Any]
 ) -> tuple[nn.Module, ELBO]:
-    """The guide of that name, or the paper's own, and the bound that belongs to it."""
+    """The guide of that name (the paper's, or one of `build_guide`), or the paper's own, and the bound that is its."""
+    own = getattr(paper, "GUIDES", {})
     if guide_name is None and not hasattr(paper, "guide"):
         raise ExperimentError(f"{paper.__name__} has no guide of its own; choose one of {', '.join(known_guides())}")
-    guide = build_guide(guide_name, model, batch) if guide_name else paper.guide(model, batch)
+    if guide_name is None or guide_name in own:
+        guide = (own[guide_name] if guide_name else paper.guide)(model, batch)
+    else:
+        guide = build_guide(guide_name, model, batch, also=own)
+    attach: Any = getattr(model, "attach", None)  # of a prior that refers to the guide
+    if attach:
+        attach(guide)
     return guide, getattr(paper, "bound", lambda guide: Trace_ELBO())(guide)
 
 
@@ -217,7 +256,7 @@ def run(
     parts = [open_data(paper, data, split, target) for split in range(splits)]
     model = build_model(paper, parts[0].train, recipe.model)
     for name in guide_names:
-        build_guide(name, model, parts[0].train.peek())
+        guide_and_bound(paper, name, model, parts[0].train.peek())
     fits = train_grid(paper_name, parts, guide_names, recipe, jobs=jobs, done=done)
     return describe(paper, paper_name, parts, fits, recipe)
 
@@ -239,11 +278,17 @@ def describe(
         f"rate {recipe.lr:g} falling to {recipe.lr * recipe.decay:g}{averaged}, seed {recipe.seed}, "
         f"{recipe.draws} draws.",
     ]
-    models = [fit.model for fit in next(iter(fits.values()))]
     if hasattr(paper, "remarks"):
-        found.about += paper.remarks(models[0])
+        found.about += paper.remarks(next(iter(fits.values()))[0].model)
+    if hasattr(paper, "books"):
+        found.about += [
+            f"{name}, first split: {line}" for name, mine in fits.items() for line in paper.books(mine[0], parts[0])
+        ]
     if hasattr(paper, "evidence"):
-        known = [paper.evidence(model, part.train) for model, part in zip(models, parts, strict=True)]
-        if None not in known:
+        known = {
+            name: [paper.evidence(fit.model, part.train) for fit, part in zip(mine, parts, strict=True)]
+            for name, mine in fits.items()
+        }
+        if not any(None in values for values in known.values()):
             found.add_evidence(known)
     return found

@@ -84,6 +84,21 @@ def correlations(draws: Mapping[str, np.ndarray], site: str) -> Figure:
     return figure
 
 
+def strips(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of small pictures, one row for each name. pictures: {name: (S, side, side)}, 0 is white."""
+    count = max(len(values) for values in pictures.values())
+    figure = Figure(figsize=(7.2, 0.55 * len(pictures) + 0.2), layout="constrained")
+    panels = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(panels, pictures.items(), strict=True):
+        padded = np.pad(values, ((0, count - len(values)), (1, 1), (1, 1)), constant_values=np.nan)
+        axes.imshow(np.concatenate(list(padded), 1), cmap="gray_r", vmin=values.min(), vmax=values.max())
+        axes.set_xticks([]), axes.set_yticks([])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="small")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = -(-count // columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pyro.infer import autoguide
@@ -23,7 +23,14 @@ WEIGHTS = (
     guides.SiteFullRank,
     guides.Point,
 )
-LATENTS = (guides.NormalEncoder,)
+LATENTS = (
+    guides.NormalEncoder,
+    guides.Vanilla,
+    guides.Rich,
+    guides.Autoregressive,
+    guides.Concrete,
+    guides.StraightThrough,
+)
 AUTO = (
     autoguide.AutoNormal,
     autoguide.AutoMultivariateNormal,
@@ -42,10 +49,13 @@ def known_guides() -> list[str]:
     return [family.__name__ for family in (*WEIGHTS, *LATENTS, *AUTO)]
 
 
-def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any], *, also: Iterable[str] = ()) -> nn.Module:
     """The guide of that name for a model: a family, a class of `pyro.infer.autoguide`, or `module:Family`.
 
-    A weight family serves all global sites it fits; local sites get an encoder.
+    A weight family serves all global sites it fits; local sites get an encoder, given what the model's `given` says.
+
+    Args:
+        also: names that the paper knows besides, for the list.
 
     Raises:
         ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
@@ -53,22 +63,39 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any]) -> nn.Mod
     start: Mapping[str, Any] = getattr(model, "start", dict)()
     if name.startswith("Auto") and hasattr(autoguide, name):
         return _automatic(name, model, batch, start)
-    family = _family(name)
+    family, here = _family(name), sites_here(model, batch)
     if family is None:
-        near = difflib.get_close_matches(name, known_guides(), 1)
+        near = difflib.get_close_matches(name, [*known_guides(), *also], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join(_fitting(model, batch))}")
+        raise ExperimentError(f"no guide {name!r}; {hint}these fit: {', '.join([*_fitting(model, batch), *also])}")
+    if not _serves(family, here):
+        kind, there = ("weights", "local") if family in WEIGHTS else ("local sites", "global")
+        fit = ", ".join([*_fitting(model, batch), *also]) or "none"
+        raise ExperimentError(
+            f"{name} is a family for {kind}, and all latent sites of this model are {there}, if it has any; "
+            f"these fit: {fit}"
+        )
+    given = getattr(model, "given", None)
     if family in LATENTS:
-        _require_local(name, model, batch)
-        return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start)
-    return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start)
+        return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start, given=given)
+    return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start, given=given)
+
+
+def _serves(family: Any, here: set[str]) -> bool:
+    return not (family in LATENTS and "local" not in here) and not (family in WEIGHTS and here == {"local"})
+
+
+def sites_here(model: nn.Module, batch: Mapping[str, Any]) -> set[str]:
+    """Which kinds of latent sites a model has: any of "local", inside the plate of the data, and "global"."""
+    sites = latent_sites(model, batch).values()
+    return {"local" if any(f.name == DATA for f in site["cond_indep_stack"]) else "global" for site in sites}
 
 
 def _automatic(name: str, model: nn.Module, batch: Mapping[str, Any], start: Mapping[str, Any]) -> guides.Auto:
     guide_class = getattr(autoguide, name)
     if guide_class is autoguide.AutoLaplaceApproximation:
         raise ExperimentError(f"{name} is a point until its Hessian is taken after training; compare AutoDelta instead")
-    if any(frame.name == DATA for s in latent_sites(model, batch).values() for frame in s["cond_indep_stack"]):
+    if "local" in sites_here(model, batch):
         raise ExperimentError(f"{name} has one parameter per datum of a local site; use a weight family or an encoder")
     flow = issubclass(guide_class, autoguide.AutoNormalizingFlow)
     return guides.Auto(guide_class, model, batch, start=None if flow else start)
@@ -86,13 +113,11 @@ def _family(name: str) -> Callable[..., nn.Module] | None:
     return {family.__name__: family for family in (*WEIGHTS, *LATENTS)}.get(name)
 
 
-def _require_local(name: str, model: nn.Module, batch: Mapping[str, Any]) -> None:
-    if not guides.Guide(model, batch, weights=guides.MeanField, latents=guides.NormalEncoder).local:
-        raise ExperimentError(f"{name} is a family for local sites, and this model has none in its plate 'data'")
-
-
 def _fitting(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[str]:
+    here = sites_here(model, batch)
     for name in known_guides():
+        if not _serves(_family(name), here):
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import datasets
 
 from zoo.lab.files import File, check
-from zoo.lab.partitions import Fixed, Grouped
+from zoo.lab.partitions import Fixed, Grouped, Thirds
 from zoo.lab.raw import Arrays
 from zoo.lab.sets import DataSet, Files, Inside
 
@@ -31,7 +31,7 @@ ALTERED = "these would not be the published images"
 
 def images() -> list[DataSet]:
     """MNIST and the faces, which are found as files; binary digits, which come with scikit-learn."""
-    return [_mnist(), _olivetti(), *_digits()]
+    return [_mnist(), _mnist_crop(), _olivetti(), *_digits()]
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -53,25 +53,41 @@ def from_idx(content: bytes) -> np.ndarray:
 
 
 def _mnist() -> DataSet:
-    packed = Files((File(("mnist.npz", "mnist/mnist.npz")),), _mnist_npz, MNIST_SOURCE)
-    official = tuple(File((f"mnist/{name}",), sha, MIRROR.format(name=name), ALTERED) for name, sha in IDX.items())
-    return DataSet(
-        "mnist",
-        70000,
-        784,
-        "classes",
-        "usually given as CC BY-SA 3.0",
-        MNIST_SOURCE,
-        (packed, Files(official, lambda contents: _digits_of([from_idx(c) for c in contents]), MNIST_SOURCE)),
+    return _of_mnist("mnist", 70000, 784, _digits_of)
+
+
+def _mnist_crop() -> DataSet:
+    caveat = (
+        "rows and columns 9 to 18 of the first 12,000 training digits, as recalled from Arnold and Ollivier 2012; "
+        "thirds by a permutation whose seed is the number of the split"
     )
+    return _of_mnist("mnist_crop", 12000, 100, _cropped, caveat=caveat)
 
 
-def _mnist_npz(contents: Sequence[bytes]) -> Arrays:
+def _of_mnist(
+    name: str, rows: int, columns: int, make: Callable[[Sequence[np.ndarray]], Arrays], *, caveat: str = ""
+) -> DataSet:
+    """A set made of MNIST's four arrays, from either form of its files."""
+    packed = Files((File(("mnist.npz", "mnist/mnist.npz")),), lambda contents: make(_mnist_npz(contents)), MNIST_SOURCE)
+    official = tuple(File((f"mnist/{name}",), sha, MIRROR.format(name=name), ALTERED) for name, sha in IDX.items())
+    unpacked = Files(official, lambda contents: make([from_idx(content) for content in contents]), MNIST_SOURCE)
+    licence = "usually given as CC BY-SA 3.0"
+    return DataSet(name, rows, columns, "classes", licence, MNIST_SOURCE, (packed, unpacked), caveat=caveat)
+
+
+def _mnist_npz(contents: Sequence[bytes]) -> list[np.ndarray]:
     arrays = _npz(contents[0])
     values = [arrays[key] for key in KEYS]
     for key, array, sha in zip(KEYS, values, IDX.values(), strict=True):
         check(idx(array), sha, what=f"mnist.npz, {key} as IDX file", harm=ALTERED)
-    return _digits_of(values)
+    return values
+
+
+def _cropped(values: Sequence[np.ndarray]) -> Arrays:
+    x, y = values[0][:12000, 9:19, 9:19], values[1][:12000]
+    units, classes = {"x": "pixel intensity, 0 to 1", "y": "class index"}, tuple("0123456789")
+    parts = Thirds(12000)
+    return Arrays({"x": x.reshape(-1, 100), "y": y}, parts, units, divisor=255.0, columns=_pixels(100), classes=classes)
 
 
 def _digits_of(values: Sequence[np.ndarray]) -> Arrays:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 
 from zoo.lab import figures
 from zoo.lab.predictive import Draws, has_classes, observed
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
+
+STRIP = 16  # pictures in a row
 
 
 def pictures(
@@ -20,6 +26,8 @@ def pictures(
     if losses:
         alt = f"Learning curves: the bound in nats per datum against optimiser steps for {', '.join(losses)}."
         drawn_figures.append((alt, figures.learning_curves(losses)))
+    if not first:  # density models, scored without draws
+        return drawn_figures + _dreams(runs, test)
     outs = {name: observed(drawn) for name, drawn in first.items()}
     out = next(iter(outs.values()))
     value = out.value
@@ -38,6 +46,22 @@ def pictures(
         alt = f"Histograms of the predictive probability of the true class for {', '.join(chosen)}."
         drawn_figures.append((alt, figures.true_class_probability(chosen)))
     return drawn_figures + _correlation_picture(list(losses), runs, first)
+
+
+def _dreams(runs: Mapping[str, Sequence[Fit]], test: Table) -> list[tuple[str, Figure]]:
+    """Draws from each model beside test data, where these are square pictures."""
+    side = math.isqrt(test["x"].shape[-1])
+    if side**2 != test["x"].shape[-1] or side < 3:
+        return []
+    rows = {"test data": test["x"][:STRIP]}
+    for name, mine in runs.items():
+        fit = mine[0]
+        with torch.no_grad(), poutine.block():
+            dreamt: Any = poutine.trace(poutine.uncondition(fit.model)).get_trace(x=test["x"][:STRIP].to(fit.device))
+        rows[name] = dreamt.nodes["x"]["value"].cpu()
+    pictures = {name: value.reshape(-1, side, side).numpy() for name, value in rows.items()}
+    alt = f"{STRIP} test pictures of {test.name}, and as many drawn from the model trained with {', '.join(runs)}."
+    return [(alt, figures.strips(pictures))]
 
 
 def _correlation_picture(

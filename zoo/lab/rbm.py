@@ -8,14 +8,16 @@ Tieleman (2008) for PCD; Salakhutdinov, Murray (2008) for annealed importance sa
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
 from torch.nn.functional import softplus
 
-from guides.codes import BITS, BINARY, Codes, Tabular, states
+from guides.codes import BINARY, BITS, Codes, Tabular, states
 from zoo.lab.exact import log_mean
+from zoo.lab.layers import Decoder
 
 SWEEPS = 1000  # of block Gibbs for a draw from a machine that cannot be enumerated
 
@@ -138,7 +140,7 @@ class RBM(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """n draws of the visible layer, (n, visible): exact where enumerable, else `SWEEPS` of Gibbs from coin flips."""
+        """n draws of the visible layer, (n, visible): exact where enumerable, else by Gibbs from coin flips."""
         if self.visible <= BITS:
             return Tabular(-self.free_energy(states(self.visible, like=self.b))).sample(Size([n]))
         if self.hidden <= BITS:
@@ -159,11 +161,11 @@ class RBM(nn.Module):
         Returns:
             `AIS`; the standard error of log Z is that of the mean weight, relative to it.
         """
-        b0 = self.b if base is None else base
+        b0 = self.b if base is None else base.to(self.b)
         v = torch.bernoulli(b0.sigmoid().expand(chains, -1))
         log_w = self.b.new_full((chains,), float(softplus(b0).sum()) + self.hidden * math.log(2))
         betas = torch.linspace(0, 1, steps + 1, dtype=self.b.dtype)
-        for beta, following in zip(betas[:-1], betas[1:], strict=True):
+        for beta, following in pairwise(betas):
             log_w = log_w + self._tempered(v, b0, beta) - self._tempered(v, b0, following)  # lw.18
             h = torch.bernoulli((following * self.hidden_logits(v)).sigmoid())
             v = torch.bernoulli(((1 - following) * b0 + following * self.visible_logits(h)).sigmoid())
@@ -175,6 +177,25 @@ class RBM(nn.Module):
     def _tempered(self, v: Tensor, b0: Tensor, beta: Tensor) -> Tensor:
         """F_beta(v), the free energy of the machine at inverse temperature beta."""
         return -v @ ((1 - beta) * b0 + beta * self.b) - softplus(beta * self.hidden_logits(v)).sum(-1)
+
+
+class TiedMachine(RBM):
+    """The RBM of a decoder: its W and b are the decoder's, only the hidden bias c is its own."""
+
+    def __init__(self, decoder: Decoder, *, particles: int = 100) -> None:
+        nn.Module.__init__(self)
+        self._decoder = (decoder,)  # in a tuple: the model's parameters are not the guide's
+        self.c = nn.Parameter(torch.zeros(decoder.above))
+        self.register_buffer("particles", torch.zeros(particles, len(decoder.b)))
+        self.register_buffer("estimate", torch.tensor(math.inf, dtype=torch.get_default_dtype()))
+
+    @property
+    def W(self) -> Tensor:  # type: ignore[override]
+        return self._decoder[0].W.mT
+
+    @property
+    def b(self) -> Tensor:  # type: ignore[override]
+        return self._decoder[0].b
 
 
 class RBMLaw(Codes):
@@ -211,5 +232,3 @@ class RBMLaw(Codes):
         if self.rbm.visible <= BITS:
             return super().mean
         return self.rbm.sample(1000).mean(0).expand(*self.batch_shape, -1)
-
-

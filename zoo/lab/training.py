@@ -100,12 +100,13 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside parameters: how the training went so far."""
         curves = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "valid")}
-        return {**curves, "seconds": self.seconds, "N": self.N}
+        return {**curves, "seconds": self.seconds, "N": self.N, "ends": list(self.ends)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go back to such a state."""
         self.losses, self.valid = (state_dict[name].tolist() for name in ("losses", "valid"))
         self.seconds, self.N = float(state_dict["seconds"]), int(state_dict["N"])
+        self.ends = [int(end) for end in state_dict.get("ends", [])]
 
     def predict(self, table: Table | Batch, *, site: str = "y", draws: int = 1000) -> Prediction:
         """What the model says of a site, given everything else in the table; see `Prediction`.

@@ -1,0 +1,59 @@
+"""What is claimed of layer-wise training, measured: exact checks, and a random search with equal budgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.claims import layerwise_checks as checks
+from zoo.claims import layerwise_methods as methods
+from zoo.lab.ledger import Experiment
+
+Row = dict[str, Any]
+
+STEPS = {"full": (1000, 3000), "smoke": (100,)}  # of every phase
+
+
+def net(data: str, method: str, seed: int, *, budget: str, batch: int, **place: Any) -> Row:
+    """A cell of the search; equal seeds are equal configurations, whatever the method."""
+    drawn = methods.configuration(seed, steps=STEPS[budget])
+    return {"data": data, "split": 0, "repeat": 0, "method": method, "batch": batch, **drawn, **place}
+
+
+def tea_cells(budget: str) -> list[Row]:
+    """Tea in thirds: 7 configurations of every method on each of 6 splits."""
+    splits, nets = (6, 7) if budget == "full" else (2, 2)
+    return [
+        net("tea", method, 100 * split + i, budget=budget, batch=81, split=split)
+        for split in range(splits)
+        for i in range(nets)
+        for method in methods.METHODS
+    ]
+
+
+def nltcs_cells(budget: str) -> list[Row]:
+    """NLTCS on its one split: the search repeated three times, 3 configurations of every method each time."""
+    repeats, nets = (3, 3) if budget == "full" else (1, 1)
+    return [
+        net("nltcs", method, 10_000 + 100 * repeat + i, budget=budget, batch=128, repeat=repeat)
+        for repeat in range(repeats)
+        for i in range(nets)
+        for method in methods.METHODS
+    ]
+
+
+def price_cells(budget: str) -> list[Row]:
+    """Random worlds for the guarantee."""
+    return [{"check": "prices", "cases": 4000 if budget == "full" else 400, "steps": 20_000}]
+
+
+EXPERIMENTS = {
+    "prices": Experiment(price_cells, checks.measure),
+    "baselines": Experiment(lambda budget: [{"check": "baselines", "data": "tea", "splits": 20}], checks.measure),
+    "crop": Experiment(lambda budget: [{"check": "baselines", "data": "mnist_crop", "splits": 3}], checks.measure),
+    "perfect": Experiment(
+        lambda budget: [{"check": "perfect", "gain": g, "coupling": B} for g, B in ((20.0, 10.0), (40.0, 20.0))],
+        checks.measure,
+    ),
+    "tea": Experiment(tea_cells, methods.measure, slow=True),
+    "nltcs": Experiment(nltcs_cells, methods.measure, slow=True),
+}

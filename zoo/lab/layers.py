@@ -1,0 +1,109 @@
+"""The parts of deep generative models on bits: directed layers, and priors on the last code.
+
+A prior is a module whose `forward` returns the law of the code, event shape (n,); the law of an `RBM` is one too.
+(Equation ids of `zoo.layerwise`.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+
+from guides.codes import Tabular, states
+
+
+class Decoder(nn.Module):
+    """P_I(below | h): independent bits with logits h W + b.
+
+    Args:
+        above, below: numbers of units. scale: standard deviation of the initial W.
+    """
+
+    def __init__(self, above: int, below: int, *, scale: float = 0.1) -> None:
+        super().__init__()
+        self.W = nn.Parameter(scale * torch.randn(above, below))
+        self.b = nn.Parameter(torch.zeros(below))
+
+    @property
+    def above(self) -> int:
+        """Number of units of the code."""
+        return len(self.W)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """eta(h) = h W + b. h: (..., above); returns (..., below)."""
+        return h @ self.W + self.b
+
+    def forward(self, h: Tensor) -> Distribution:
+        """The law of the layer below, batch shape `h.shape[:-1]`; grey values in [0, 1] count as probabilities."""
+        return Bernoulli(logits=self.logits(h), validate_args=False).to_event(1)
+
+    def table(self, below: Tensor) -> Tensor:
+        """log P_I(below_n | h) of every code in one product, nats. below: (n, D); returns (n, 2^above)."""
+        eta = self.logits(states(self.above, like=self.W))  # (2^above, D)
+        return below @ eta.mT - softplus(eta).sum(-1)  # lw.2
+
+
+class GaussianDecoder(Decoder):
+    """Real pixels: independent normals with mean h W + b and a standard deviation for each pixel."""
+
+    def __init__(self, above: int, below: int, *, scale: float = 0.1) -> None:
+        super().__init__(above, below, scale=scale)
+        self.log_sd = nn.Parameter(torch.zeros(below))
+
+    def forward(self, h: Tensor) -> Distribution:
+        return Normal(self.logits(h), self.log_sd.exp()).to_event(1)
+
+    def table(self, below: Tensor) -> Tensor:
+        precision = (-2 * self.log_sd).exp()
+        eta = self.logits(states(self.above, like=self.W))
+        squares = (below.square() @ precision)[:, None] - 2 * (below * precision) @ eta.mT + eta.square() @ precision
+        return -0.5 * squares - self.log_sd.sum() - 0.5 * len(precision) * math.log(2 * math.pi)
+
+
+class TablePrior(nn.Module):
+    """Any law on the codes of n bits, as a table of 2^n logits: Q, the BLM, or a free P_J."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(len(states(n))))
+
+    def forward(self) -> Distribution:
+        return Tabular(self.logits)
+
+
+class BitsPrior(nn.Module):
+    """Independent bits: a control."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(n))
+
+    def forward(self) -> Distribution:
+        return Bernoulli(logits=self.logits, validate_args=False).to_event(1)
+
+
+class AggregatedPosterior(nn.Module):
+    """q_D, the mixture of q(h | x_n) over the training data; q is that of the guide, shared with it (`Model.attach`).
+
+    Until a guide is attached it is uniform.
+    """
+
+    data: Tensor
+
+    def __init__(self, n: int, N: int, features: int) -> None:
+        super().__init__()
+        self.n = n
+        self.q: Any = None
+        self.register_buffer("data", torch.zeros(N, features))
+
+    def forward(self) -> Distribution:
+        if self.q is None:
+            return Bernoulli(logits=self.data.new_zeros(self.n), validate_args=False).to_event(1)
+        weights = Categorical(logits=self.data.new_zeros(len(self.data)))
+        return MixtureSameFamily(weights, self.q(self.data))
