@@ -72,7 +72,7 @@ def world(
     lab.seed(seed)
     x = (torch.rand(n, D) < 0.5).double()
     model = layerwise.Model(D, hidden or [4], n, top=top, scale=1.0)
-    guide = layerwise.guide(model, {"x": x}, latents=FAMILIES.get(family, family))
+    guide = layerwise.guide(model, {"x": x}, latents=FAMILIES[family] if isinstance(family, str) else family)
     with torch.no_grad():
         for p in [*model.parameters(), *guide.parameters()]:
             p.add_(0.3 * torch.randn(p.shape))

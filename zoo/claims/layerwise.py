@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from zoo.claims import layerwise_checks as checks
+from zoo.claims import layerwise_judges as judges
 from zoo.claims import layerwise_methods as methods
-from zoo.lab.ledger import Experiment
+from zoo.lab.ledger import Experiment, Judge
 
 Row = dict[str, Any]
 
@@ -31,8 +33,11 @@ def tea_cells(budget: str) -> list[Row]:
 
 
 def nltcs_cells(budget: str) -> list[Row]:
-    """NLTCS on its one split: the search repeated three times, 3 configurations of every method each time."""
-    repeats, nets = (3, 3) if budget == "full" else (1, 1)
+    """NLTCS on its one split: the search repeated three times, 3 configurations of every method each time.
+
+    None at the smoke budget, which needs no file.
+    """
+    repeats, nets = (3, 3) if budget == "full" else (0, 0)
     return [
         net("nltcs", method, 10_000 + 100 * repeat + i, budget=budget, batch=128, repeat=repeat)
         for repeat in range(repeats)
@@ -57,3 +62,24 @@ EXPERIMENTS = {
     "tea": Experiment(tea_cells, methods.measure, slow=True),
     "nltcs": Experiment(nltcs_cells, methods.measure, slow=True),
 }
+
+
+JUDGES = {
+    "C1": Judge(judges.guarantee, "prices", "tea", "nltcs"),
+    "C2": Judge(judges.lower_bounds, "tea", "nltcs"),
+    "C3": Judge(judges.ranking, "tea", "nltcs"),
+    "C4": Judge(
+        partial(judges.beats, pairs=[("AERI", "AE")], more=[("AERI, bound", "AE, bound")]),
+        "tea",
+        "nltcs",
+    ),
+    "C5": Judge(judges.layers_selected, "tea", "nltcs"),
+    "C6": Judge(judges.tea_baselines, "baselines", "perfect"),
+    "C7": Judge(judges.crop_baselines, "crop"),
+    "C8": Judge(judges.depth_pays, "tea"),
+    "C9": Judge(judges.pessimistic, "tea", "nltcs"),
+    "C10": Judge(judges.overfits, "tea", "nltcs"),
+    "C11": Judge(judges.far_better, "tea", "baselines"),
+}
+
+TABLES = {"search": judges.search_table}
