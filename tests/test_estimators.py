@@ -223,6 +223,24 @@ def test_vimco_is_its_formula() -> None:
             torch.testing.assert_close(at_q[k], value - without)
 
 
+@pytest.mark.equation("lw.24")
+def test_arm_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With given u: the slope at the logits, and that of log q itself at both codes, 0 in the mean."""
+    here = world(family="Vanilla")
+    u = torch.rand(N, 4)
+    monkeypatch.setattr(torch, "rand_like", lambda like: u)
+    log_p, log_q = here.tables()
+    (net,) = here.guide.q["h1"].net
+    s = net(here.x).sigmoid()
+    first, second = (u > 1 - s).double(), (u < s).double()
+    one, two = ((log_p - log_q)[range(N), codes.index(h)] for h in (first, second))
+    slope = (one - two)[:, None] * (u - 0.5) - ((first + second) / 2 - s)
+    loss = ARM()(here.model, here.guide)(x=here.x)
+    torch.testing.assert_close(loss, -(one + two).sum() / 2)
+    torch.testing.assert_close(gradient(loss, [net.bias]), -slope.sum(0))
+    torch.testing.assert_close(gradient(loss, [net.weight]), -(slope.mT @ here.x).flatten())
+
+
 @pytest.mark.equation("lw.26")
 def test_reweighted_wake_is_its_formula() -> None:
     log_p, log_q = drawn(5)
@@ -573,6 +591,27 @@ def test_one_draw_has_no_others(bound: Any) -> None:
 def test_one_draw_is_enough_where_it_can_be_differentiated(bound: Any) -> None:
     here = relaxed(guides.Concrete, 0.5)
     assert gradient(bound(1)(here.model, here.guide)(x=here.x), list(here.guide.parameters())).any()
+
+
+RELAXED = partial(guides.StraightThrough, hidden=(6,), scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "family"),
+    [
+        (LeaveOneOut(4), {"h1": RELAXED, "h2": RICH}),
+        (VIMCO(4), {"h1": RICH, "h2": RELAXED}),
+        (ReweightedWake(4), RELAXED),
+        (LearnedBaseline(4), RELAXED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_latent_is_differentiated_twice(bound: Any, family: Any) -> None:
+    """Through the draw and by the score function: with these pairs biases of .5 to 4 times the gradient were seen."""
+    here = world([4, 3], family)
+    here.guide.baseline = Baseline(D)
+    with pytest.raises(EstimatorError, match="differentiated through their draws and by the score function too"):
+        bound(here.model, here.guide)(x=here.x)
 
 
 @pytest.mark.equation("lw.24")

@@ -193,9 +193,10 @@ class Model(nn.Module):
     def attach(self, guide: nn.Module) -> None:
         """Let an aggregated posterior be that of the guide: they share q."""
         if isinstance(self.prior, AggregatedPosterior):
-            if not hasattr(guide, "q"):
+            families: Any = getattr(guide, "q", None)
+            if families is None:
                 raise DataError(f"top 'aggregated' is the q of a composed guide, and {type(guide).__name__} has none")
-            self.prior.q = guide.q["h1"]  # type: ignore[index]
+            self.prior.share(families["h1"])
 
     def log_prior(self, layer: int = 1) -> Tensor:
         """log P(h_layer) of every code by enumeration downwards from the top, nats, (2^n)."""

@@ -167,7 +167,12 @@ class Estimated(Trace_ELBO):
 
     Args:
         particles: draws for each datum.
+
+    Attributes:
+        differentiates: whether draws that can all be differentiated are.
     """
+
+    differentiates = False
 
     def __init__(self, particles: int = 8) -> None:
         super().__init__(num_particles=particles)
@@ -177,13 +182,25 @@ class Estimated(Trace_ELBO):
         raise NotImplementedError
 
     def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
-        """-N/n sum_n of `values`."""
+        """-N/n sum_n of `values`.
+
+        Raises:
+            EstimatorError: a latent outside the plate "data", or drawn differentiably where others are not.
+        """
         drawn = draw(model, guide, batch, self.num_particles)
+        relaxed = [name for name, law in drawn.laws.items() if law.has_rsample]
+        if relaxed and not (drawn.pathwise and self.differentiates):
+            raise EstimatorError(
+                f"{relaxed} would be differentiated through their draws and by the score function too: choose families "
+                "whose draws have no derivative, or for all latents families whose draws have one, with LeaveOneOut"
+            )
         return -(drawn.scale * self.values(drawn, guide, batch)).sum()
 
 
 class LeaveOneOut(Estimated):
     """The ELBO by the score function; the control variate of a draw is the mean of the others (lw.23)."""
+
+    differentiates = True
 
     def values(self, draws: Draws, guide: Any, batch: Mapping[str, Any]) -> Tensor:
         f = draws.log_p - draws.log_q
@@ -221,6 +238,8 @@ class Baseline(nn.Module):
 
 class VIMCO(Estimated):
     """The importance-weighted bound with VIMCO's gradient (lw.25). Reference: Mnih, Rezende (2016)."""
+
+    differentiates = True
 
     def values(self, draws: Draws, guide: Any, batch: Mapping[str, Any]) -> Tensor:
         log_w = draws.log_p - draws.log_q

@@ -7,7 +7,6 @@ A prior is a module whose `forward` returns the law of the code, event shape (n,
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
@@ -89,9 +88,9 @@ class BitsPrior(nn.Module):
 
 
 class AggregatedPosterior(nn.Module):
-    """q_D, the mixture of q(h | x_n) over the training data; q is that of the guide, shared with it (`Model.attach`).
+    """q_D, the mixture of q(h | x_n) over the training data; q is that of a guide, and its parameters stay there.
 
-    Until a guide is attached it is uniform.
+    Until q is shared (`share`) the law is uniform.
     """
 
     data: Tensor
@@ -99,8 +98,17 @@ class AggregatedPosterior(nn.Module):
     def __init__(self, n: int, N: int, features: int) -> None:
         super().__init__()
         self.n = n
-        self.q: Any = None
+        self._q: tuple[nn.Module, ...] = ()  # in a tuple: the guide's parameters are not the model's
         self.register_buffer("data", torch.zeros(N, features))
+
+    @property
+    def q(self) -> nn.Module | None:
+        """The family that is shared; None before."""
+        return self._q[0] if self._q else None
+
+    def share(self, q: nn.Module) -> None:
+        """Take the family q of a guide, `forward(x) -> q(h | x)`."""
+        self._q = (q,)
 
     def forward(self) -> Distribution:
         if self.q is None:

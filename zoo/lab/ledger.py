@@ -18,7 +18,7 @@ from zoo.lab.cells import Experiment, Row
 
 __all__ = ["Claim", "Experiment", "Judge", "Ledger", "LedgerError", "Row", "Verdict", "find", "not_attempted"]
 
-SOURCES = ("abstract", "read in code", "cited", "recalled", "derived", "checked", "measured", "unknown")
+SOURCES = ("read in code", "cited", "abstract", "recalled", "derived", "checked", "measured", "unknown")
 OUTCOMES = ("reproduced", "not reproduced", "confounded", "not attempted")
 BUDGETS = ("smoke", "full")
 SCHEMA = 1

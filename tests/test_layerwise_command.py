@@ -1,0 +1,141 @@
+"""Layer-wise training from the command line: phases, runs that are resumed, exact scores, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zoo import lab, layerwise
+from zoo.lab import experiments, runs
+from zoo.lab.checkpoints import Checkpoints
+from zoo.lab.experiments import Plan, Recipe
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = ("--hidden", "4", "--epochs", "3", "--draws", "20")
+
+
+def plan(guide: str | None = None, epochs: int = 3, **options: object) -> Plan:
+    recipe = Recipe(epochs, batch=30, draws=20, dtype="float64", model={"hidden": [4], **options})
+    return Plan("layerwise", "tea", guide=guide, recipe=recipe)
+
+
+@pytest.mark.parametrize("guide", [None, "Vanilla", "Autoregressive", "TiedRBM", "Posterior"])
+@pytest.mark.parametrize("top", ["rbm", "aggregated"])
+def test_a_run_of_several_phases_comes_back(guide: str | None, top: str, tmp_path: Path) -> None:
+    if top == "aggregated" and guide in ("TiedRBM", "Posterior"):
+        pytest.skip("the aggregated top is the q of a composed guide")
+    wanted = plan(guide, top=top, fine_tune=guide is None)
+    cell, split = experiments.prepare(wanted)
+    fit = cell.fit(keep=runs.begin(tmp_path / "run", wanted, cell, split))
+    run = lab.load(tmp_path / "run")
+    assert (run.fit.losses, list(run.fit.ends)) == (fit.losses, list(fit.ends)) and run.finished
+    x = split.test["x"].double()
+    torch.testing.assert_close(run.fit.model.loglik(x), fit.model.loglik(x), rtol=0, atol=0)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("guide", ["Rich", "TiedRBM"])
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_run_stopped_in_any_phase_ends_with_the_same_parameters(guide: str, after: int, tmp_path: Path) -> None:
+    wanted = plan(guide)
+    cell, split = experiments.prepare(wanted)
+    whole = cell.fit()
+    cell, split = experiments.prepare(wanted)
+    keep = runs.begin(tmp_path / "run", wanted, cell, split)
+    keep.every = 0.0
+    offer = Checkpoints.offer
+
+    def stop(self: Checkpoints, parts: object, schedule: object, done: int) -> None:
+        offer(self, parts, schedule, done)  # type: ignore[arg-type]
+        if done == after:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "offer", stop)
+        with pytest.raises(Stopped):
+            cell.fit(keep=keep)
+    _, cell, _, keep = runs.resume(tmp_path / "run")
+    rest = cell.fit(keep=keep)
+    assert rest.losses == whole.losses and list(rest.ends) == list(whole.ends)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(rest.model.state_dict()[name], value), name
+
+
+def test_fit_as_the_readme_says(zoo: Run, tmp_path: Path) -> None:
+    code, out, err = zoo(
+        "fit", "layerwise", "--data", "tea", "--top", "rbm", "--guide", "Rich", "--out", "run", *QUICK
+    )  # fmt: skip
+    assert code == 0 and "by enumeration" in " ".join(out.split()) and "gap" in out and "wrote run" in err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    (result,) = scores["results"]
+    assert result["evidence"]["mean"] > result["elbo"]["mean"], "the bound of the deep model, not of the layer"
+    assert "exact" in scores["units"]["loglik"] and result["khat"] is None
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert saved["parameters.model.prior.W"].shape == (4, 4)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "best latent marginal" in page and "drawn from the model" in page
+    code, out, _ = zoo("diagnose", "run")
+    assert code == 0 and "exact log evidence" in out and "best latent marginal" in out
+
+
+def test_options_of_the_paper_go_by_their_own_names(zoo: Run) -> None:
+    code, out, _ = zoo(
+        "fit", "layerwise", "--top", "bits", "--criterion=MeanField", "--fine-tune", "true", "--json", *QUICK
+    )  # fmt: skip
+    same, again, _ = zoo(
+        "fit", "layerwise", "--set", "top=bits", "--set", "criterion=MeanField", "--set", "fine_tune=true", "--json",
+        *QUICK,
+    )  # fmt: skip
+    assert code == same == 0
+    one, other = (json.loads(text)["results"][0]["loglik"] for text in (out, again))
+    assert one == other and json.loads(out)["data"] == "tea", "the paper's own example"
+
+
+def test_compare_takes_the_papers_example(zoo: Run) -> None:
+    code, out, _ = zoo("compare", "layerwise", "--splits", "2", "--json", "--jobs", "1", *QUICK)
+    found = json.loads(out)
+    assert code == 0
+    assert [result["cell"]["guide"] for result in found["results"]] == ["Vanilla", "Rich", "Autoregressive"]
+    assert found["data"] == "tea" and "evidence" not in found, "each guide has trained a model of its own"
+
+
+def test_a_density_whose_likelihood_cannot_be_enumerated_is_scored_by_importance_weights() -> None:
+    train, _, test = layerwise.data("tea")
+    model = layerwise.Model.for_data(train, hidden=[21], top="bits")
+    guide = layerwise.guide(model, train.peek())
+    fit = lab.fit(
+        model.double(), guide.double(), [train.to(dtype=torch.float64).all()], layerwise.bound(guide), epochs=1
+    )
+    found = lab.compare({"Rich": fit}, test.to(dtype=torch.float64), draws=30)
+    assert "importance-weighted" in found.caption and found.scores[0].loglik[0] < -40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--topp", "rbm"), "no such option --topp; did you mean --top? layerwise has the options: hidden, top"),
+        (("--epohcs", "3"), "no such option --epohcs; did you mean --epochs?"),
+        (("--top",), "option --top needs a value"),
+        (("--top", "rmb"), "top is rbm, tabular, bits or aggregated, not 'rmb'"),
+        (("here",), "unexpected argument 'here'"),
+        (("--criterion", "X"), "no criterion 'X'; there are: Reconstruction, Criterion"),
+        (("--top-criterion", "X"), "no top_criterion 'X'; there are: Top, TopCD, TopPCD"),
+        (("--guide", "MeanField"), "MeanField is a family for weights, and all latent sites of this model are local"),
+        (("--guide", "Ritch"), "did you mean 'Rich'? these fit: Vanilla, Rich, Autoregressive"),
+        (("--guide", "Rich", "--criterion", "CD"), "CD trains RBMs: it needs the guide TiedRBM"),
+        (("--data", "diabetes", "--pixels", "bernoulli"), "x of diabetes lies outside [0, 1]: choose pixels=gaussian"),
+        (("--data", "digits", "--hidden", "none"), "x of digits is not binary"),
+        (("--resume", "run", "--top", "rbm"), "--resume takes all from the run (except --device); leave out"),
+    ],
+)
+def test_bad_input_is_one_line(zoo: Run, arguments: tuple[str, ...], text: str) -> None:
+    paper = () if "--resume" in arguments else ("layerwise",)
+    code, out, err = zoo("fit", *paper, *(arguments if "--epohcs" in arguments else (*arguments, "--epochs", "1")))
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    assert text in " ".join(err.split())
