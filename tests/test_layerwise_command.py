@@ -31,7 +31,7 @@ def test_a_run_of_several_phases_comes_back(guide: str | None, top: str, tmp_pat
     cell, split = experiments.prepare(wanted)
     fit = cell.fit(keep=runs.begin(tmp_path / "run", wanted, cell, split))
     run = lab.load(tmp_path / "run")
-    assert (run.fit.losses, list(run.fit.ends)) == (fit.losses, list(fit.ends)) and run.finished
+    assert (run.fit.losses, run.fit.ends) == (fit.losses, fit.ends) and run.finished
     x = split.test["x"].double()
     torch.testing.assert_close(run.fit.model.loglik(x), fit.model.loglik(x), rtol=0, atol=0)
 
@@ -62,7 +62,7 @@ def test_a_run_stopped_in_any_phase_ends_with_the_same_parameters(guide: str, af
             cell.fit(keep=keep)
     _, cell, _, keep = runs.resume(tmp_path / "run")
     rest = cell.fit(keep=keep)
-    assert rest.losses == whole.losses and list(rest.ends) == list(whole.ends)
+    assert rest.losses == whole.losses and rest.ends == whole.ends
     for name, value in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], value), name
 

@@ -73,7 +73,7 @@ class Comparison:
     pictures: list[tuple[str, Figure]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     variant: str = VARIANT
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Callable[[Score], str]]:
         """Heading -> text of a cell, for the columns that mean something here."""
@@ -101,18 +101,18 @@ class Comparison:
         """Exact log evidence minus bound, in nats for the data set: what the guide leaves on the table."""
         return [n * (e - b) for n, e, b in zip(self.sizes, score.evidence, score.elbo, strict=True)]
 
-    def add_evidence(self, evidence: Mapping[str, Sequence[float]]) -> None:
+    def add_evidence(self, evidence: Mapping[str, Sequence[float]], *, learned: bool) -> None:
         """Set the exact log evidence, {guide: one for each split} in nats for the data set.
 
-        Where it is the same under every guide, since the model has nothing to learn, it is drawn into the learning
-        curves.
+        Args:
+            learned: whether the model has parameters of its own, so that each guide leaves another evidence. If not,
+                it is one number for all, and drawn into the learning curves.
         """
         for score in self.scores:
             score.evidence = [value / n for value, n in zip(evidence[score.guide], self.sizes, strict=True)]
-        first = self.scores[0].evidence
-        if not all(np.allclose(score.evidence, first, rtol=1e-9) for score in self.scores):
+        if learned:
             return
-        self.evidence = first
+        self.evidence = self.scores[0].evidence
         if self.losses:
             self.pictures[0] = (
                 self.pictures[0][0] + " The exact log evidence is a horizontal line.",
@@ -225,7 +225,7 @@ def compare(
         found.append(score)
     comparison = Comparison(found, len(tests), variant=variant)
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
-    comparison.losses = {name: mine[0].losses for name, mine in runs.items() if is_bound(mine[0])}
+    comparison.losses = {name: mine[0].curves for name, mine in runs.items() if is_bound(mine[0])}
     comparison.notes = _notes(found, runs, tests)
     comparison.pictures = pictures(comparison.losses, runs, first, tests[0])
     return comparison

@@ -290,5 +290,6 @@ def describe(
             for name, mine in fits.items()
         }
         if not any(None in values for values in known.values()):
-            found.add_evidence(known)
+            first = next(iter(fits.values()))[0].model
+            found.add_evidence(known, learned=any(p.requires_grad for p in first.parameters()))
     return found

@@ -13,10 +13,26 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", ":")
 
 
-def learning_curves(losses: Mapping[str, Sequence[float]], evidence: float | None = None) -> Figure:
-    """The bound (nats per datum) against optimiser steps, averaged over fiftieths of the run."""
+def learning_curves(losses: Mapping[str, Mapping[str, Sequence[float]]], evidence: float | None = None) -> Figure:
+    """The bound (nats per datum) against optimiser steps, averaged over fiftieths of the run; a panel for each phase.
+
+    Args:
+        losses: {guide: {phase: losses}}. evidence: the exact log evidence, drawn as a line.
+    """
+    phases = list(dict.fromkeys(phase for curves in losses.values() for phase in curves))
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    panels = figure.subplots(1, max(len(phases), 1), squeeze=False)[0]
+    for axes, phase in zip(panels, phases, strict=False):
+        _curves(axes, {name: curves[phase] for name, curves in losses.items() if phase in curves}, evidence)
+        if len(phases) > 1:
+            axes.set_title(phase, fontsize="small")
+    figure.supxlabel("optimiser step", fontsize="medium")
+    panels[0].set_ylabel("bound, nats per datum" if len(phases) < 2 else "objective, nats per datum")
+    panels[0].legend(fontsize="small")
+    return _plain(figure)
+
+
+def _curves(axes: Axes, losses: Mapping[str, Sequence[float]], evidence: float | None) -> None:
     lows, highs = [], []
     styles = zip(cycle(PALETTE), cycle(LINES), strict=False)
     for (name, values), (colour, line) in zip(losses.items(), styles, strict=False):
@@ -32,9 +48,6 @@ def learning_curves(losses: Mapping[str, Sequence[float]], evidence: float | Non
     if lows:
         margin = 0.08 * (max(highs) - min(lows) + 1e-3)
         axes.set_ylim(min(lows) - margin, max(highs) + margin)
-    axes.set(xlabel="optimiser step", ylabel="bound, nats per datum")
-    axes.legend(fontsize="small")
-    return _plain(figure)
 
 
 def predictive_bands(y: np.ndarray, samples: Mapping[str, np.ndarray], *, unit: str = "") -> Figure:

@@ -19,12 +19,17 @@ STRIP = 16  # pictures in a row
 
 
 def pictures(
-    losses: Mapping[str, Sequence[float]], runs: Mapping[str, Sequence[Fit]], first: Mapping[str, Draws], test: Table
+    losses: Mapping[str, Mapping[str, Sequence[float]]],
+    runs: Mapping[str, Sequence[Fit]],
+    first: Mapping[str, Draws],
+    test: Table,
 ) -> list[tuple[str, Figure]]:
     """The figures of a comparison on its first split, each after its alternative text."""
     drawn_figures = []
     if losses:
-        alt = f"Learning curves: the bound in nats per datum against optimiser steps for {', '.join(losses)}."
+        phases = list(dict.fromkeys(phase for curves in losses.values() for phase in curves))
+        about = f"the objective of each phase ({', '.join(phases)})" if len(phases) > 1 else "the bound"
+        alt = f"Learning curves: {about} in nats per datum against optimiser steps for {', '.join(losses)}."
         drawn_figures.append((alt, figures.learning_curves(losses)))
     if not first:  # density models, scored without draws
         return drawn_figures + _dreams(runs, test)

@@ -49,7 +49,7 @@ class Fit:
         valid: mean loss on the validation batches after every epoch, in nats per datum.
         N: the size of the data plate.
         seconds: wall time of the training.
-        ends: after how many steps each phase ends; empty for one phase.
+        ends: {phase: the steps after which it ends}, in their order; empty for a training on one bound.
     """
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Fit:
     losses: list[float] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    ends: Sequence[int] = ()
+    ends: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +89,15 @@ class Fit:
         The half, not the end: a rate that decays to nothing flattens the end of any run. Fewer than 100 steps cannot
         tell, and say False.
         """
-        ends = [0, *(self.ends or [len(self.losses)])]
-        return all(_settled(self.losses[begin:end]) for begin, end in pairwise(ends))
+        return all(map(_settled, self.curves.values()))
+
+    @property
+    def curves(self) -> dict[str, list[float]]:
+        """{phase: its losses}; of a training on one bound there is one, "training"."""
+        ends = self.ends or {"training": len(self.losses)}
+        return {
+            name: self.losses[begin:end] for name, (begin, end) in zip(ends, pairwise([0, *ends.values()]), strict=True)
+        }
 
     @property
     def evidence_bound(self) -> ELBO:
@@ -100,13 +107,13 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside parameters: how the training went so far."""
         curves = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "valid")}
-        return {**curves, "seconds": self.seconds, "N": self.N, "ends": list(self.ends)}
+        return {**curves, "seconds": self.seconds, "N": self.N, "ends": dict(self.ends)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go back to such a state."""
         self.losses, self.valid = (state_dict[name].tolist() for name in ("losses", "valid"))
         self.seconds, self.N = float(state_dict["seconds"]), int(state_dict["N"])
-        self.ends = [int(end) for end in state_dict.get("ends", [])]
+        self.ends = dict(state_dict.get("ends", {}))
 
     def predict(self, table: Table | Batch, *, site: str = "y", draws: int = 1000) -> Prediction:
         """What the model says of a site, given everything else in the table; see `Prediction`.
@@ -199,7 +206,7 @@ def fit(
         _refuse_weights(model, guide, first, batches)
         result.N = sum(rows(batch) for batch in at_epoch(batches, 0))
     total = epochs * _length(batches)
-    result.ends = [total * number for number, _ in enumerate(plan, 1)] if phases else []
+    result.ends = {phase.name: total * number for number, phase in enumerate(plan, 1)} if phases else {}
     began = time.perf_counter()
 
     def after_step(value: float) -> None:
