@@ -256,8 +256,7 @@ def test_reweighted_wake_is_its_formula() -> None:
 
 
 @pytest.mark.equation("lw.23")
-@pytest.mark.parametrize("particles", [2, 8])
-@pytest.mark.parametrize(("hidden", "family", "top"), WORLDS, ids=IDS)
+@pytest.mark.parametrize(("hidden", "family", "top", "particles"), TUPLES, ids=TUPLE_IDS)
 def test_leave_one_out_is_unbiased(hidden: list[int], family: str, top: str, particles: int) -> None:
     here = world(hidden, family, top)
     unbiased(LeaveOneOut(particles), here, elbo(*here.tables()), seen=0.05)
@@ -310,6 +309,7 @@ def test_reweighted_wake_has_the_mean_of_all_tuples(hidden: list[int], family: s
     unbiased(ReweightedWake(particles), here, wake(*here.tables(), particles), seen=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.equation("lw.26")
 def test_reweighted_wake_tends_to_the_posterior_weighted_gradient() -> None:
     """With r the posterior and g = grad log p + grad log q, by the delta method the bias is of order 1/K:
@@ -607,7 +607,7 @@ RELAXED = partial(guides.StraightThrough, hidden=(6,), scale=1.0)
     ids=lambda value: type(value).__name__,
 )
 def test_no_latent_is_differentiated_twice(bound: Any, family: Any) -> None:
-    """Through the draw and by the score function: with these pairs biases of .5 to 4 times the gradient were seen."""
+    """Through the draw and by the score function: biases of .5 (`LeaveOneOut`) to 4.4 gradients were measured."""
     here = world([4, 3], family)
     here.guide.baseline = Baseline(D)
     with pytest.raises(EstimatorError, match="differentiated through their draws and by the score function too"):
