@@ -135,7 +135,7 @@ def test_a_likelihood_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     model, x = built((4, 3)), data(40)
     whole = model.log_evidence(x)
     slopes = gradients(whole.sum(), model)
-    monkeypatch.setattr(exact, "CELLS", 50)  # three rows of the lower table, six of the upper one
+    monkeypatch.setattr(exact, "CELLS", 50)  # one code of the lower table at a time, six of the upper one
     pieces = model.log_evidence(x)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
     assert_same(gradients(pieces.sum(), model), slopes)

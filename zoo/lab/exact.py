@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CELLS = 2**23  # entries of a table held at once by `log_likelihood`: 64 MiB in double precision
+from guides.codes import states
+
+CELLS = 2**20  # entries of a table held at once by `log_likelihood`: 8 MiB in double precision
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,14 +100,18 @@ def price(T: Tensor, log_q_D: Tensor, log_prior: Tensor, log_w: Tensor) -> Tenso
     return kl(cond, log_prior) - kl(cond, log_q_D)  # lw.8
 
 
-def log_likelihood(table: Callable[[Tensor], Tensor], x: Tensor, log_prior: Tensor) -> Tensor:
-    """`evidence` of many data in pieces, so that no more than `CELLS` entries of T are held at once; (N,).
+def log_likelihood(table: Callable[[Tensor, Tensor], Tensor], x: Tensor, log_prior: Tensor) -> Tensor:
+    """`evidence` of many data, some codes at a time, so that about `CELLS` entries of T are held at once; (N,).
 
     Args:
-        table: rows (m, D) -> T (m, 2^n).
+        table: data (N, D) and codes (C, n) -> columns of T, (N, C).
     """
-    size = max(1, CELLS // len(log_prior))
-    return torch.cat([evidence(table(rows), log_prior) for rows in x.split(size)])
+    size = max(1, CELLS // len(x))
+    codes = states((len(log_prior) - 1).bit_length(), like=log_prior)
+    total = x.new_full((len(x),), -math.inf)
+    for some, weights in zip(codes.split(size), log_prior.split(size), strict=True):
+        total = total.logaddexp(evidence(table(x, some), weights))
+    return total
 
 
 def log_mean(log_values: Tensor, dim: int = 0) -> Tensor:

@@ -42,9 +42,16 @@ class Decoder(nn.Module):
         """The law of the layer below, batch shape `h.shape[:-1]`; grey values in [0, 1] count as probabilities."""
         return Bernoulli(logits=self.logits(h), validate_args=False).to_event(1)
 
-    def table(self, below: Tensor) -> Tensor:
-        """log P_I(below_n | h) of every code in one product, nats. below: (n, D); returns (n, 2^above)."""
-        eta = self.logits(states(self.above, like=self.W))  # (2^above, D)
+    def table(self, below: Tensor, codes: Tensor | None = None) -> Tensor:
+        """log P_I(below_n | h) of every code in one product, nats.
+
+        Args:
+            below: (n, D). codes: (C, above); all 2^above if not given.
+
+        Returns:
+            (n, C).
+        """
+        eta = self.logits(states(self.above, like=self.W) if codes is None else codes)  # (C, D)
         return below @ eta.mT - softplus(eta).sum(-1)  # lw.2
 
 
@@ -58,9 +65,9 @@ class GaussianDecoder(Decoder):
     def forward(self, h: Tensor) -> Distribution:
         return Normal(self.logits(h), self.log_sd.exp()).to_event(1)
 
-    def table(self, below: Tensor) -> Tensor:
+    def table(self, below: Tensor, codes: Tensor | None = None) -> Tensor:
         precision = (-2 * self.log_sd).exp()
-        eta = self.logits(states(self.above, like=self.W))
+        eta = self.logits(states(self.above, like=self.W) if codes is None else codes)
         squares = (below.square() @ precision)[:, None] - 2 * (below * precision) @ eta.mT + eta.square() @ precision
         return -0.5 * squares - self.log_sd.sum() - 0.5 * len(precision) * math.log(2 * math.pi)
 
