@@ -440,7 +440,7 @@ def test_chunks_are_joined_to_one_bound(monkeypatch: pytest.MonkeyPatch) -> None
             return estimators.Draws(log_p[rows], log_q[rows], 1.0, {}, {}, False)
 
         monkeypatch.setattr(estimators, "draw", draw)
-        found = importance_bound(None, None, {}, particles=25, chunk=chunk)
+        found = importance_bound(None, None, {"x": torch.zeros(4, 1)}, particles=25, chunk=chunk)
         torch.testing.assert_close(found, truth)
         assert asked == sizes
 

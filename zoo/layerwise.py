@@ -589,6 +589,9 @@ def remarks(model: Model) -> list[str]:
     ]
     if not model.enumerable:
         told.append("The likelihood cannot be enumerated here: log-likelihoods are importance-weighted estimates.")
+    if isinstance(model.prior, RBM) and not model.prior.enumerable:
+        found = model.prior.anneal()
+        told.append(f"log Z of the top by annealed importance sampling: {found.log_z:.2f} ± {found.error:.2f} nats.")
     return told
 
 

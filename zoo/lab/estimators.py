@@ -28,6 +28,9 @@ from torch.nn.functional import softplus
 from guides.sites import DATA, rows
 from zoo.lab.checks import TrainingError
 from zoo.lab.exact import log_mean
+from zoo.lab.tables import row_pieces
+
+ROWS_AT_ONCE = 50_000  # rows times draws that `importance_bound` holds
 
 
 class EstimatorError(TrainingError):
@@ -310,8 +313,13 @@ def importance_bound(model: Any, guide: Any, batch: Mapping[str, Any], *, partic
     """log mean_k exp(omega_k) of each datum in nats, (n,): too low in the mean, tight as K grows.
 
     Args:
-        particles: K. chunk: draws held at once.
+        particles: K. chunk: draws of a datum held at once; long batches are taken `ROWS_AT_ONCE / chunk` at a time.
     """
+    pieces = row_pieces(batch, max(1, ROWS_AT_ONCE // chunk))
+    return torch.cat([_importance_bound(model, guide, piece, particles, chunk) for piece in pieces])
+
+
+def _importance_bound(model: Any, guide: Any, batch: Mapping[str, Any], particles: int, chunk: int) -> Tensor:
     sizes = [min(chunk, particles - begun) for begun in range(0, particles, chunk)]
     with torch.no_grad():
         parts = [draw(model, guide, batch, size) for size in sizes]

@@ -20,6 +20,7 @@ from guides.sites import DATA, paired_sites, rows
 from zoo.lab.pareto import DatumKHats, DiagnosisError, KHat, tail_index
 from zoo.lab.predictive import ROWS_AT_ONCE, condition, draw
 from zoo.lab.stages import Batch, at_epoch
+from zoo.lab.tables import row_pieces
 from zoo.lab.training import Fit
 
 
@@ -55,7 +56,7 @@ def per_datum(fit: Fit, batch: Batch | None = None, *, draws: int = 1000) -> Dat
     """
     batch = fit.first_batch() if batch is None else batch
     guide = _given_globals(fit, batch)
-    parts = [draw(fit.model, guide, part, draws) for part in _rows_at_a_time(batch, max(1, ROWS_AT_ONCE // draws))]
+    parts = [draw(fit.model, guide, part, draws) for part in row_pieces(batch, max(1, ROWS_AT_ONCE // draws))]
     values = []
     for part in parts:
         seen = [out.log_prob.double() for out in part.outputs.values() if out.log_prob is not None]
@@ -143,15 +144,6 @@ def _given_globals(fit: Fit, batch: Batch) -> Callable[..., Any]:
     for name in set(trace.nodes) - (set(sites) - set(local)):
         trace.remove_node(name)
     return poutine.replay(fit.guide, trace=trace)
-
-
-def _rows_at_a_time(batch: Batch, size: int) -> Iterator[Batch]:
-    n = rows(batch)
-    for begun in range(0, n, size):
-        yield {
-            key: value[begun : begun + size] if isinstance(value, Tensor) and value.dim() and len(value) == n else value
-            for key, value in batch.items()
-        }
 
 
 def _likelihood(model: nn.Module, latents: Mapping[str, Tensor], batch: Batch, draws: int) -> Tensor:

@@ -43,6 +43,7 @@ class RBM(nn.Module):
 
     particles: Tensor
     estimate: Tensor
+    annealed_at: tuple[int, ...] = ()
 
     def __init__(self, visible: int, hidden: int, *, scale: float = 0.1, particles: int = 100) -> None:
         super().__init__()
@@ -90,11 +91,9 @@ class RBM(nn.Module):
     def log_z(self) -> Tensor:
         """log Z in nats, differentiable.
 
-        Beyond enumeration its value is the estimate that `anneal` left, and its gradient is that of the persistent
-        particles, -E dF: gradients of a likelihood are then those of PCD.
-
-        Raises:
-            ValueError: it cannot be enumerated, and `anneal` was never called.
+        Beyond enumeration its value is an estimate by `anneal`, made anew without gradients (`torch.no_grad`) whenever
+        the parameters have changed, and kept during training. Its gradient is that of the persistent particles, -E dF:
+        gradients of a likelihood are then those of PCD.
         """
         if self.enumerable:
             return (
@@ -102,11 +101,9 @@ class RBM(nn.Module):
                 if self.visible <= self.hidden
                 else self.hidden_score(states(self.hidden, like=self.c)).logsumexp(0)  # lw.17
             )
-        if self.estimate.isinf():
-            raise ValueError(
-                f"log Z of an RBM of {self.visible} x {self.hidden} units cannot be enumerated (up to {BITS} on the "
-                "smaller side); call anneal() for an estimate first"
-            )
+        changed = self.annealed_at != self._stamp() and not torch.is_grad_enabled()
+        if self.estimate.isinf() or changed:
+            self.anneal()
         surrogate = -self.free_energy(self.particles).mean()
         return self.estimate + surrogate - surrogate.detach()
 
@@ -172,7 +169,12 @@ class RBM(nn.Module):
         log_z = log_mean(log_w)
         relative = (log_w - log_z).exp()
         self.estimate.copy_(log_z)
+        self.annealed_at = self._stamp()
         return AIS(float(log_z), float(relative.std() / math.sqrt(chains)), log_w)
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Changes with every update of the parameters."""
+        return tuple(p._version for p in (self.W, self.b, self.c))
 
     def _tempered(self, v: Tensor, b0: Tensor, beta: Tensor) -> Tensor:
         """F_beta(v), the free energy of the machine at inverse temperature beta."""

@@ -156,6 +156,16 @@ class Split(NamedTuple):
     test: Table
 
 
+def row_pieces(batch: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    """The batch some rows at a time; what has no rows goes with every piece."""
+    n = max((len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()), default=0)
+    for begun in range(0, n, size):
+        yield {
+            key: value[begun : begun + size] if isinstance(value, Tensor) and value.dim() and len(value) == n else value
+            for key, value in batch.items()
+        }
+
+
 def _moved(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
     options: dict[str, Any] = {"device": device, "dtype": dtype if tensor.is_floating_point() else None}
     return tensor.to(**{name: option for name, option in options.items() if option is not None})
