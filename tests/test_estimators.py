@@ -34,6 +34,8 @@ from zoo.lab.estimators import (
     ReweightedWake,
     Sleep,
     importance_bound,
+    importance_score,
+    wake_sleep,
 )
 
 D, N = 8, 6
@@ -445,6 +447,16 @@ def test_chunks_are_joined_to_one_bound(monkeypatch: pytest.MonkeyPatch) -> None
         assert asked == sizes
 
 
+def test_the_error_of_an_importance_score_is_that_of_repeats() -> None:
+    """Forty repeats: their spread estimates the error to about 11 %, and the printed errors to less."""
+    here = world()
+    runs = [importance_score(here.model, here.guide, {"x": here.x}, particles=200) for _ in range(40)]
+    values, errors = torch.tensor(runs).T
+    assert float(values.std() / errors.mean()) == pytest.approx(1, abs=0.4)
+    bound = importance_bound(here.model, here.guide, {"x": here.x}, particles=200)
+    assert float(values.mean()) == pytest.approx(float(bound.mean()), abs=5 * float(errors.mean()))
+
+
 def test_the_importance_bound_leaves_no_graph() -> None:
     here = world()
     assert not importance_bound(here.model, here.guide, {"x": here.x}, particles=3).requires_grad
@@ -684,3 +696,48 @@ def test_the_guide_of_a_relaxed_problem_has_the_same_logits() -> None:
     for one, two in zip(tables(here.model, here.guide, here.x), tables(here.model, relaxed, here.x), strict=True):
         torch.testing.assert_close(one, two)
     assert isinstance(here.guide, Guide)
+
+
+@pytest.mark.slow
+@pytest.mark.equation("lw.26")
+def test_wake_sleep_reaches_the_evidence_that_exact_training_reaches() -> None:
+    """A stage of three updates on bars and stripes, against the optimum of the exact evidence from the same start."""
+    x = layerwise.data("bars_and_stripes_3x3").train["x"].double()
+    found = {}
+    for method in ("wake-sleep", "exact"):
+        lab.seed(0)
+        model = layerwise.Model(9, [4], len(x), top="tabular", scale=1.0)
+        guide = layerwise.guide(model, {"x": x})
+        if method == "wake-sleep":
+            lab.run([wake_sleep(model, guide, [{"x": x}], epochs=4000, lr=0.01, particles=20)])
+        else:
+            lab.fit(model, guide, [{"x": x}], layerwise.Evidence(), epochs=4000, lr=0.01)
+        found[method] = float(model.log_evidence(x).mean())
+    assert found["exact"] < -math.log(14) + 1e-9, "no law of 14 patterns does better"
+    assert found["wake-sleep"] == pytest.approx(found["exact"], abs=0.3)
+
+
+def test_wake_sleep_is_its_two_losses_one_after_the_other() -> None:
+    here = world()
+    x = {"x": here.x}
+    before = [p.detach().clone() for p in (*here.model.parameters(), *here.guide.parameters())]
+    stage = wake_sleep(here.model, here.guide, [x], epochs=1, lr=0.01, particles=3)
+    assert stage.optimiser is None, "it makes its own updates"
+    pyro.set_rng_seed(5)
+    value = stage.step(x)
+    moved = [p.detach().clone() for p in (*here.model.parameters(), *here.guide.parameters())]
+    for parameter, old in zip((*here.model.parameters(), *here.guide.parameters()), before, strict=True):
+        parameter.data.copy_(old)
+    pyro.set_rng_seed(5)
+    loss = ReweightedWake(3)(here.model, here.guide)
+    every = [*here.model.parameters(), *here.guide.parameters()]
+    awake, asleep = torch.optim.Adam(every, lr=0.01), torch.optim.Adam(here.guide.parameters(), lr=0.01)
+    first = loss(**x)
+    first.backward()
+    awake.step()
+    asleep.zero_grad()
+    Sleep()(here.model, here.guide)(**x).backward()
+    asleep.step()
+    for parameter, there in zip(every, moved, strict=True):
+        torch.testing.assert_close(parameter.detach(), there, rtol=0, atol=0)
+    assert float(value) == pytest.approx(float(first.detach()) / len(here.x))

@@ -114,6 +114,7 @@ def test_a_density_whose_likelihood_cannot_be_enumerated_is_scored_by_importance
     )
     found = lab.compare({"Rich": fit}, test.to(dtype=torch.float64), draws=30)
     assert "importance-weighted" in found.caption and found.scores[0].loglik[0] < -40
+    assert any("Monte Carlo error of the importance-weighted log-lik" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

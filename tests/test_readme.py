@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_snippet_runs() -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    snippet, _ = snippets()
     shorter = snippet.replace("epochs=20", "epochs=2").replace("draws=1000", "draws=20")
     shorter = shorter.replace("chains=4, draws=500", "chains=2, draws=15")
     assert shorter.count("=2)") >= 1 and "draws=15" in shorter, "the snippet changed: shorten it here too"
@@ -24,6 +24,20 @@ def test_snippet_runs() -> None:
     assert set(names["table"].frame.index) == {"MatrixNormal", "MeanField", "MatrixNormalLowRank"}
     assert names["reference"].posterior.sizes["chain"] == 2
     assert not names["guide"].training or names["fits"]["MatrixNormal"].steps == 8
+
+
+def test_snippet_of_layers_runs() -> None:
+    _, snippet = snippets()
+    shorter = snippet.replace("epochs=1500", "epochs=2")
+    assert shorter != snippet, "the snippet changed: shorten it here too"
+    torch.set_default_dtype(torch.float32)
+    names: dict = {}
+    exec(shorter, names)
+    assert names["fit"].ends == {"layer 1": 2, "top": 4}
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_results_are_what_the_ledger_says() -> None:

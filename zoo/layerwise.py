@@ -643,8 +643,9 @@ EQUATIONS = {
 CLAIMS = (
     Claim("C1", "Layer-wise training has a guarantee against the global optimum.", source="checked"),
     Claim("C2", "Auto-encoders train a lower bound of the layer's criterion.", source="checked"),
-    Claim("C3", "Layer-wise training with rich inference beats stacked RBMs.", source="abstract"),
-    Claim("C4", "Inference should be richer than generation: AERI beats the plain auto-encoder.", source="abstract"),
+    Claim("C3", "Layer-wise training with rich inference beats stacked RBMs (here: on Tea).", source="abstract"),
+    Claim("C4", "Inference should be richer than generation: AERI beats the plain auto-encoder (here: on Tea).",
+          source="abstract"),
     Claim("C5", "The bottom layer's bound predicts the final score, so layers can be selected.", source="recalled"),
     Claim("C6", "Tea baselines: uniform, independent bits (validation), perfect.", source="recalled",
           number="-69.31, -49.27, -5.49"),

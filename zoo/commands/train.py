@@ -191,7 +191,9 @@ def compare(
     guides: Annotated[
         str | None, typer.Option(help="Guides of `zoo list`, separated by commas; else the paper's example.")
     ] = None,
-    splits: Annotated[int, typer.Option(min=1, help="Train/test splits, 90/10 by the benchmark's seed.")] = 5,
+    splits: Annotated[
+        int | None, typer.Option(min=1, help="Train/test splits of the set's protocol; else 5, or as many as it has.")
+    ] = None,
     epochs: Epochs = None,
     batch: BatchSize = 128,
     lr: Rate = 1e-2,
@@ -228,13 +230,19 @@ def compare(
 
 
 def _compare(
-    paper_name: str, data: str, guides: str, splits: int, recipe: Recipe, jobs: int | None, target: str | None = None
+    paper_name: str,
+    data: str,
+    guides: str,
+    splits: int | None,
+    recipe: Recipe,
+    jobs: int | None,
+    target: str | None = None,
 ) -> Comparison:
     from zoo.lab import experiments
 
     names = [name.strip() for name in guides.split(",") if name.strip()]
     with Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"{len(names)} guides x {splits} splits", total=None)
+        task = progress.add_task(f"{len(names)} guides", total=None)
         return experiments.run(
             paper_name,
             data,

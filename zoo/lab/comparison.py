@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from guides.sites import kl_registered, paired_sites
 from zoo.lab import figures, khat, scores
-from zoo.lab.estimators import importance_bound
+from zoo.lab.estimators import importance_score
 from zoo.lab.pareto import threshold
 from zoo.lab.pictures import pictures
 from zoo.lab.predictive import Draws, draw, has_classes, observed
@@ -43,6 +43,7 @@ class Score:
         elbo: the bound on the training data; empty where it is none (point estimates).
         evidence: exact log evidence of the training data under the trained model; empty where it is not known.
         kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
+        loglik_error: largest Monte Carlo error of an importance-weighted log-likelihood; None where it is exact.
         khat: Pareto k-hat of the joint importance weights on the first split; None where it is refused or too costly.
     """
 
@@ -57,6 +58,7 @@ class Score:
     evidence: list[float] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
     khat: float | None = None
+    loglik_error: float | None = None
 
 
 @dataclass
@@ -272,11 +274,13 @@ def _khat(fit: Fit) -> float | None:
 def _score_likelihood(score: Score, fit: Fit, batch: Mapping[str, Any], draws: int) -> str:
     """Score a density model by its exact likelihood, or by the importance-weighted bound; returns which."""
     value = fit.model.loglik(**batch)  # type: ignore[operator]
-    variant = ESTIMATED if value is None else EXACT
-    if value is None:
-        value = importance_bound(fit.model, fit.guide, batch, particles=draws)
-    score.loglik.append(float(value.double().mean()))
-    return variant
+    if value is not None:
+        score.loglik.append(float(value.double().mean()))
+        return EXACT
+    mean, error = importance_score(fit.model, fit.guide, batch, particles=draws)
+    score.loglik.append(mean)
+    score.loglik_error = max(error, score.loglik_error or 0.0)
+    return ESTIMATED
 
 
 def _score_predictions(score: Score, drawn: Draws) -> str:
@@ -313,6 +317,12 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
         for site, kl in score.kl.items():
             if site.startswith("W") and kl < 0.1:
                 notes.append(f"{score.guide}: q({site}) has returned to its prior (KL {kl:.3f} nats)")
+    notes += [
+        f"{score.guide}: Monte Carlo error of the importance-weighted log-lik {score.loglik_error:.2g} nats per datum "
+        "(its bias downwards is not in it)"
+        for score in found
+        if score.loglik_error is not None
+    ]
     densities = all(hasattr(fit.model, "loglik") for mine in runs.values() for fit in mine)
     if any(not score.rmse and not score.error for score in found) and not densities:
         notes.append(

@@ -18,6 +18,8 @@ from zoo.lab.readers import read
 from zoo.lab.sources import catalogue, obtain
 from zoo.lab.tables import Batch, Batches, DataError, Split, Table
 
+SPLITS = 5  # of a comparison, where the set has as many
+
 __all__ = [
     "Batch",
     "Batches",
@@ -29,6 +31,7 @@ __all__ = [
     "load",
     "obtain",
     "read",
+    "rounds",
     "splits",
 ]
 
@@ -80,3 +83,12 @@ def load(
         raise DataError(f"{found.name}: split {split} is out of range; it has {there}")
     tables = found.tables(found.parts.rows(split, valid), split)
     return Split(tables["train"], tables.get("valid"), tables["test"])
+
+
+def rounds(name: str | os.PathLike[str], *, target: Targets = None) -> int:
+    """How many splits a set has.
+
+    Raises:
+        DataError: see `load`.
+    """
+    return sources.fetch(os.fspath(name), download=False).chosen(target, None).parts.rounds

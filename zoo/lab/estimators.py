@@ -13,8 +13,7 @@ that can be differentiated (`guides.Concrete`, `guides.StraightThrough`) need no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch.nn.functional import softplus
 from guides.sites import DATA, rows
 from zoo.lab.checks import TrainingError
 from zoo.lab.exact import log_mean
+from zoo.lab.stages import Batch, Batches, Stage
 from zoo.lab.tables import row_pieces
 
 ROWS_AT_ONCE = 50_000  # rows times draws that `importance_bound` holds
@@ -277,6 +277,31 @@ class Sleep(Trace_ELBO):
         return -torch.as_tensor(total)  # lw.26
 
 
+def wake_sleep(
+    model: nn.Module, guide: nn.Module, batches: Batches, *, epochs: int, lr: float = 1e-3, particles: int = 8
+) -> Stage:
+    """Reweighted wake-sleep with all its updates as one stage: at every batch a wake step of the model and of the guide
+    (`ReweightedWake`), then a sleep step of the guide (`Sleep`), each by Adam; run it with `lab.run([stage])`.
+
+    Returns:
+        The `Stage`; what it records is the importance-weighted loss in nats per datum.
+    """
+    wake, sleep = ReweightedWake(particles)(model, guide), Sleep()(model, guide)
+    awake = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=lr)
+    asleep = torch.optim.Adam(guide.parameters(), lr=lr)
+
+    def step(batch: Batch) -> Tensor:
+        losses = []
+        for loss, optimiser in ((wake, awake), (sleep, asleep)):
+            optimiser.zero_grad()
+            losses.append(loss(**batch))
+            losses[-1].backward()
+            optimiser.step()
+        return losses[0].detach() / (getattr(model, "N", None) or rows(batch))
+
+    return Stage("wake-sleep", step, batches, epochs)
+
+
 class ARM(Trace_ELBO):
     """The ELBO of a factorial guide over one site of bits, by augment-REINFORCE-merge (lw.24); nats for the data set.
 
@@ -315,13 +340,31 @@ def importance_bound(model: Any, guide: Any, batch: Mapping[str, Any], *, partic
     Args:
         particles: K. chunk: draws of a datum held at once; long batches are taken `ROWS_AT_ONCE / chunk` at a time.
     """
-    pieces = row_pieces(batch, max(1, ROWS_AT_ONCE // chunk))
-    return torch.cat([_importance_bound(model, guide, piece, particles, chunk) for piece in pieces])
+    pieces = _log_weights(model, guide, batch, particles, chunk)
+    return torch.cat([log_mean(log_w) for log_w in pieces])
 
 
-def _importance_bound(model: Any, guide: Any, batch: Mapping[str, Any], particles: int, chunk: int) -> Tensor:
+def importance_score(
+    model: Any, guide: Any, batch: Mapping[str, Any], *, particles: int, chunk: int = 100
+) -> tuple[float, float]:
+    """The mean of `importance_bound` over the data, nats per datum, and its Monte Carlo standard error.
+
+    The error is that of the draws, by the delta method on each datum's mean weight; the bias is not in it.
+    """
+    values, variances = [], []
+    for log_w in _log_weights(model, guide, batch, particles, chunk):
+        value = log_mean(log_w)
+        relative = (log_w - value).exp()  # of mean 1
+        values.append(value.double())
+        variances.append(relative.double().var(0) / particles)
+    error = torch.cat(variances).sum().sqrt() / len(torch.cat(values))
+    return float(torch.cat(values).mean()), float(error)
+
+
+def _log_weights(model: Any, guide: Any, batch: Mapping[str, Any], particles: int, chunk: int) -> Iterator[Tensor]:
+    """omega_k (K, m) for some rows of the batch after the other."""
     sizes = [min(chunk, particles - begun) for begun in range(0, particles, chunk)]
-    with torch.no_grad():
-        parts = [draw(model, guide, batch, size) for size in sizes]
-    log_w = torch.cat([part.log_p - part.log_q for part in parts])
-    return log_w.logsumexp(0) - math.log(particles)
+    for piece in row_pieces(batch, max(1, ROWS_AT_ONCE // chunk)):
+        with torch.no_grad():
+            parts = [draw(model, guide, piece, size) for size in sizes]
+        yield torch.cat([part.log_p - part.log_q for part in parts])

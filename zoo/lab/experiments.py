@@ -16,7 +16,7 @@ from torch import nn
 from zoo.lab.averaging import Average
 from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.comparison import Comparison, compare
-from zoo.lab.data import Split, Table, load
+from zoo.lab.data import SPLITS, Split, Table, load, rounds
 from zoo.lab.guide_names import ExperimentError, build_guide, known_guides
 from zoo.lab.training import Fit, Phase, fit, seed
 
@@ -236,7 +236,7 @@ def run(
     paper_name: str,
     data: str,
     guide_names: Sequence[str],
-    splits: int,
+    splits: int | None,
     recipe: Recipe,
     *,
     target: str | None = None,
@@ -245,7 +245,8 @@ def run(
 ) -> Comparison:
     """The whole of a comparison: data, fits, scores, and what belongs beside them.
 
-    All guides are built once before anything is trained, so that a wrong name costs no time.
+    Without a number of splits it takes five, or as many as the data have. All guides are built once before anything is
+    trained, so that a wrong name costs no time.
     """
     from zoo import paper as find
 
@@ -253,6 +254,7 @@ def run(
     torch.set_default_dtype(getattr(torch, recipe.dtype))
     if not guide_names or len(set(guide_names)) < len(guide_names):
         raise ExperimentError("a comparison takes different guides, each named once")
+    splits = splits or min(SPLITS, rounds(data, target=target))
     parts = [open_data(paper, data, split, target) for split in range(splits)]
     model = build_model(paper, parts[0].train, recipe.model)
     for name in guide_names:
