@@ -308,6 +308,16 @@ def test_beyond_enumeration_log_z_has_the_value_of_annealing_and_the_gradient_of
     assert "estimate" in large.state_dict()
 
 
+def test_beyond_enumeration_the_particles_move_while_the_machine_is_trained(large: RBM) -> None:
+    large.anneal(chains=10, steps=5)
+    before = large.particles.clone()
+    with torch.no_grad():
+        large.log_z()
+    assert torch.equal(large.particles, before), "a score moves nothing"
+    large.log_z()
+    assert not torch.equal(large.particles, before)
+
+
 def test_beyond_enumeration_draws_come_from_long_chains(large: RBM, monkeypatch: pytest.MonkeyPatch) -> None:
     """4,000 chains of 50 sweeps: the standard error of a mean is .008 at most; a bias of .04 would be seen."""
     monkeypatch.setattr(rbm, "SWEEPS", 50)

@@ -92,8 +92,8 @@ class RBM(nn.Module):
         """log Z in nats, differentiable.
 
         Beyond enumeration its value is an estimate by `anneal`, made anew without gradients (`torch.no_grad`) whenever
-        the parameters have changed, and kept during training. Its gradient is that of the persistent particles, -E dF:
-        gradients of a likelihood are then those of PCD.
+        the parameters have changed, and kept during training. Its gradient is that of the persistent particles, -E dF,
+        which every call with gradients moves by a sweep: gradients of a likelihood are then those of PCD.
         """
         if self.enumerable:
             return (
@@ -104,6 +104,8 @@ class RBM(nn.Module):
         changed = self.annealed_at != self._stamp() and not torch.is_grad_enabled()
         if self.estimate.isinf() or changed:
             self.anneal()
+        if torch.is_grad_enabled():
+            self.particles.copy_(self.gibbs(self.particles))
         surrogate = -self.free_energy(self.particles).mean()
         return self.estimate + surrogate - surrogate.detach()
 
