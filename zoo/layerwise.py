@@ -75,7 +75,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -84,25 +83,24 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from guides import Guide, Rich, codes, data_plate
-from guides.codes import Tabular, states, table
+from guides.codes import Tabular, table
 from zoo.lab import accounts, estimators, exact
 from zoo.lab.accounts import Account, HeldOut
 from zoo.lab.data import DataError, Split, Table, load
 from zoo.lab.estimators import LeaveOneOut, leave_one_out
-from zoo.lab.layers import AggregatedPosterior, BitsPrior, Decoder, GaussianDecoder, TablePrior
+from zoo.lab.layers import AggregatedPosterior, BitsPrior, Decoder, GaussianDecoder, Layered, TablePrior
 from zoo.lab.ledger import Claim
 from zoo.lab.rbm import RBM
 from zoo.lab.stacking import CD, PCD, ExactRBM, LayerBound, Seen, TiedRBM, TopCD, TopPCD, look
 from zoo.lab.training import Fit, Phase, TrainingError
 
 TABLE_BITS = 12  # codes are enumerated in training up to this many bits, drawn beyond
-EXACT_BITS = 26  # of two neighbouring layers together, for an exact likelihood
 
 
 PIXELS = {"bernoulli": Decoder, "gaussian": GaussianDecoder}
 
 
-class Model(nn.Module):
+class Model(Layered):
     """Directed layers of bits below a top prior.
 
     Args:
@@ -163,17 +161,6 @@ class Model(nn.Module):
             return AggregatedPosterior(n, self.N, self.in_features)
         raise DataError(f"top is rbm, tabular, bits or aggregated, not {self.top!r}")
 
-    def decoder(self, layer: int) -> Decoder:
-        """The decoder below h_layer, 1 being the bottom."""
-        found = self.decoders[layer - 1]
-        assert isinstance(found, Decoder)
-        return found
-
-    @property
-    def given(self) -> dict[str, tuple[str, ...]]:
-        """What a guide's family sees at each layer: the one below."""
-        return {f"h{k}": (f"h{k - 1}",) for k in range(2, len(self.hidden) + 1)}
-
     def forward(self, x: Tensor | None = None, **ignored: Any) -> Tensor:
         """The generative story lw.1. x: (n, D), or None for N dreams."""
         n = self.N or 1 if x is None else len(x)
@@ -185,11 +172,6 @@ class Model(nn.Module):
                 h = sample(f"h{k}", self.decoders[k](h))  # (n, n_k)
             return sample("x", self.decoders[0](h), obs=x)  # (n, D)  lw.1
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
     def attach(self, guide: nn.Module) -> None:
         """Let an aggregated posterior be that of the guide: they share q."""
         if isinstance(self.prior, AggregatedPosterior):
@@ -197,33 +179,6 @@ class Model(nn.Module):
             if families is None:
                 raise DataError(f"top 'aggregated' is the q of a composed guide, and {type(guide).__name__} has none")
             self.prior.share(families["h1"])
-
-    def log_prior(self, layer: int = 1) -> Tensor:
-        """log P(h_layer) of every code by enumeration downwards from the top, nats, (2^n)."""
-        log_p = table(self.prior())
-        for k in range(len(self.hidden), layer, -1):
-            below = states(self.hidden[k - 2], like=log_p)
-            log_p = exact.log_likelihood(self.decoder(k).table, below, log_p)
-        return log_p
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """log P(x_n) exactly, nats, (n,), with its gradient."""
-        if not self.hidden:
-            return self.prior().log_prob(x)
-        return exact.log_likelihood(self.decoder(1).table, x, self.log_prior())  # lw.1
-
-    @property
-    def enumerable(self) -> bool:
-        """Whether the exact likelihood is within reach."""
-        if not self.hidden:
-            return not isinstance(self.prior, RBM) or self.prior.enumerable
-        sizes = [sum(pair) for pair in pairwise(self.hidden)]
-        return max(self.hidden) <= codes.BITS and max(sizes, default=0) <= EXACT_BITS
-
-    @torch.no_grad()
-    def loglik(self, x: Tensor, **ignored: Any) -> Tensor | None:
-        """The exact log-likelihood of each datum, nats, (n,); None where it cannot be enumerated."""
-        return self.log_evidence(x) if self.enumerable else None
 
     @staticmethod
     def for_data(

@@ -1,16 +1,120 @@
-"""Markov chains as references: `nuts` runs Pyro's NUTS on the text of a model."""
+"""Markov chains: `walk` moves hundreds of them as one batch; `nuts` runs Pyro's NUTS on the text of a model."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import arviz as az
 import torch
 from pyro.infer import MCMC, NUTS
+from torch import Tensor
 
 from zoo.lab.arviz_bridge import from_draws
+from zoo.lab.kernels import Step
+from zoo.lab.noise import Noise
 from zoo.lab.predictive import condition
+from zoo.lab.stages import Bar
+
+Watch = Mapping[str, Callable[[Tensor, Noise], Tensor]]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What `walk` saw, and where it stands.
+
+    Attributes:
+        draws: {name: (chain, draw, ...)}, what was watched.
+        state: of the chains after the last step, (chain, ...).
+        noise: of the steps. asides: of what was watched, so that looking moves nothing.
+        steps: made in all, those before the first draw and between draws included. seconds: of steps alone.
+    """
+
+    draws: dict[str, Tensor]
+    state: Tensor
+    noise: Noise
+    asides: Noise
+    steps: int
+    seconds: float
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.draws[name]
+
+    def then(self, more: Chains) -> Chains:
+        """These draws and those of the walk that went on from here."""
+        joined = {name: torch.cat([value, more[name]], 1) for name, value in self.draws.items()}
+        return replace(more, draws=joined, seconds=self.seconds + more.seconds)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that a walk needs to go on, as tensors (without the draws)."""
+        noises = {"noise": self.noise, "asides": self.asides}
+        flat = {f"{name}.{key}": value for name, n in noises.items() for key, value in n.state_dict().items()}
+        return {"state": self.state, "steps": torch.tensor(self.steps), **flat}
+
+    @staticmethod
+    def from_state_dict(state: Mapping[str, Tensor]) -> Chains:
+        """Chains without draws that go on where others stood."""
+        noises = []
+        for name in ("noise", "asides"):
+            mine = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{name}.")}
+            noises.append(Noise(len(state["state"]), dtype=mine["ahead"].dtype))
+            noises[-1].load_state_dict(mine)
+        noise, asides = noises
+        return Chains({}, state["state"], noise, asides, steps=int(state["steps"]), seconds=0.0)
+
+
+@torch.no_grad()
+def walk(
+    step: Step,
+    start: Tensor | Chains,
+    *,
+    draws: int,
+    watch: Watch,
+    warmup: int = 0,
+    thin: int = 1,
+    seed: int = 0,
+) -> Chains:
+    """Move many chains at once and keep what is watched. Nothing is printed; a bar appears after two seconds.
+
+    Every chain has its own noise by (seed, chain): its draws do not depend on the others, on the number of cores, or on
+    what is watched.
+
+    Args:
+        step: (state, noise) -> state, for a batch of states.
+        start: (chain, ...), or the `Chains` of a walk that goes on: its draws are those that one long walk would have
+            had.
+        draws: of each chain. warmup: steps before the first draw. thin: steps between draws.
+        watch: {name: (state, noise) -> (chain, ...)}, such as the decoded picture, evaluated at every draw.
+        seed: of the noise; not used by a walk that goes on.
+
+    Raises:
+        ValueError: fewer than one draw or one step between draws.
+    """
+    if draws < 1 or thin < 1 or warmup < 0:
+        raise ValueError(
+            f"a walk takes one draw or more, thin of 1 or more, warmup of 0 or more; not {draws}, {thin}, {warmup}"
+        )
+    if isinstance(start, Chains):
+        state, noise, asides, before = start.state, start.noise, start.asides, start.steps
+    else:
+        kind: dict[str, Any] = {"seed": seed, "dtype": start.dtype, "device": start.device}
+        state, before = start, 0
+        noise, asides = Noise(len(start), **kind), Noise(len(start), stream=1, **kind)
+    kept: dict[str, list[Tensor]] = {name: [] for name in watch}
+    seconds = 0.0
+    with Bar(draws, 0) as bar:
+        for draw in range(draws):
+            began = time.perf_counter()
+            for _ in range(thin + (warmup if draw == 0 else 0)):
+                state = step(state, noise)
+            seconds += time.perf_counter() - began
+            for name, look in watch.items():
+                kept[name].append(look(state, asides))
+            bar.advance("chains")
+    found = {name: torch.stack(values, 1) for name, values in kept.items()}
+    return Chains(found, state, noise, asides, before + warmup + thin * draws, seconds)
 
 
 def nuts(

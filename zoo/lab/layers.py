@@ -7,6 +7,8 @@ A prior is a module whose `forward` returns the law of the code, event shape (n,
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
-from guides.codes import Tabular, states
+from guides.codes import BITS, Tabular, states, table
+from zoo.lab import exact
+
+EXACT_BITS = 26  # of two neighbouring layers together, for an exact likelihood
 
 
 class Decoder(nn.Module):
@@ -70,6 +75,61 @@ class GaussianDecoder(Decoder):
         eta = self.logits(states(self.above, like=self.W) if codes is None else codes)
         squares = (below.square() @ precision)[:, None] - 2 * (below * precision) @ eta.mT + eta.square() @ precision
         return -0.5 * squares - self.log_sd.sum() - 0.5 * len(precision) * math.log(2 * math.pi)
+
+
+class Layered(nn.Module):
+    """What deep models of bits have in common: sites x, h1, h2, ..., `decoders` from the bottom up, a top `prior`.
+
+    A subclass sets `hidden` (n_1, n_2, ...: units of the codes h1, h2, ..., the last one that of the prior), `decoders`
+    and `prior`, and tells the story in `forward`.
+    """
+
+    hidden: list[int]
+    decoders: nn.ModuleList
+    prior: Any
+
+    def decoder(self, layer: int) -> Decoder:
+        """The decoder below h_layer, 1 being the bottom."""
+        found = self.decoders[layer - 1]
+        assert isinstance(found, Decoder)
+        return found
+
+    @property
+    def given(self) -> dict[str, tuple[str, ...]]:
+        """What a guide's family sees at each layer: the one below."""
+        return {f"h{k}": (f"h{k - 1}",) for k in range(2, len(self.hidden) + 1)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def log_prior(self, layer: int = 1) -> Tensor:
+        """log P(h_layer) of every code by enumeration downwards from the top, nats, (2^n)."""
+        log_p = table(self.prior())
+        for k in range(len(self.hidden), layer, -1):
+            below = states(self.hidden[k - 2], like=log_p)
+            log_p = exact.log_likelihood(self.decoder(k).table, below, log_p)
+        return log_p
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log P(x_n) exactly, nats, (n,), with its gradient."""
+        if not self.hidden:
+            return self.prior().log_prob(x)
+        return exact.log_likelihood(self.decoder(1).table, x, self.log_prior())  # lw.1
+
+    @property
+    def enumerable(self) -> bool:
+        """Whether the exact likelihood is within reach."""
+        if not self.hidden:
+            return bool(getattr(self.prior, "enumerable", True))
+        sizes = [sum(pair) for pair in pairwise(self.hidden)]
+        return max(self.hidden) <= BITS and max(sizes, default=0) <= EXACT_BITS
+
+    @torch.no_grad()
+    def loglik(self, x: Tensor, **ignored: Any) -> Tensor | None:
+        """The exact log-likelihood of each datum, nats, (n,); None where it cannot be enumerated."""
+        return self.log_evidence(x) if self.enumerable else None
 
 
 class TablePrior(nn.Module):

@@ -67,7 +67,7 @@ def run(
     parts = {**(state or {}), **_own_state(stages), "random": Randomness()}
     schedule = [(stage.name, stage.epochs) for stage in stages]
     done = keep.restore(parts, schedule) if keep else 0
-    with _Bar(sum(stage.epochs for stage in stages), done) as bar:
+    with Bar(sum(stage.epochs for stage in stages), done) as bar:
         for stage, epoch in _epochs(stages)[done:]:
             for batch in at_epoch(stage.batches, epoch):
                 _take(stage, batch)
@@ -114,14 +114,14 @@ def at_epoch(batches: Batches, epoch: int) -> Batches:
     return batches
 
 
-class _Bar:
-    """A progress bar over epochs that appears after two seconds, on a terminal only."""
+class Bar:
+    """A progress bar over epochs or draws that appears after two seconds, on a terminal only."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done, self.began = total, done, time.perf_counter()
         self.progress: Progress | None = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         return self
 
     def advance(self, name: str) -> None:
