@@ -12,7 +12,11 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-PAPERS = {"layerwise": "zoo.layerwise", "matrix_gaussian": "zoo.matrix_gaussian"}
+PAPERS = {"layerwise": "zoo.layerwise", "mixing": "zoo.mixing", "matrix_gaussian": "zoo.matrix_gaussian"}
+
+OPTIONAL = (  # names of a paper that a user's module may have
+    "guide", "bound", "phases", "data", "evidence", "remarks", "books", "measures", "DEFAULTS", "EQUATIONS", "CLAIMS",
+)  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -60,6 +64,18 @@ def _own(name: str) -> SimpleNamespace:
     model: Any = getattr(module, class_name, None)
     if not callable(model):
         raise PaperError(f"module {module_name!r} has no class {class_name!r}")
-    names = ("guide", "bound", "data", "evidence", "remarks", "EQUATIONS", "CLAIMS")
+    names = (
+        "guide",
+        "bound",
+        "phases",
+        "data",
+        "evidence",
+        "remarks",
+        "books",
+        "measures",
+        "DEFAULTS",
+        "EQUATIONS",
+        "CLAIMS",
+    )
     own = {key: getattr(module, key) for key in names if hasattr(module, key)}
     return SimpleNamespace(__name__=name, __doc__=module.__doc__, Model=model, **{"EQUATIONS": {}, "CLAIMS": (), **own})

@@ -24,7 +24,7 @@ app.command()(info.show)
 app.command(context_settings=PASSING)(train.fit)
 app.command()(runs.predict)
 app.command(context_settings=PASSING)(train.compare)
-app.command()(diagnose.diagnose)
+app.command(context_settings=PASSING)(diagnose.diagnose)
 app.command()(reproduce.reproduce)
 
 

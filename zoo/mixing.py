@@ -74,15 +74,16 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from guides import data_plate
-from zoo.lab import kernels, markov, scores, visits
+from zoo.lab import journeys, kernels, markov, scores
 from zoo.lab.data import DataError, Split, Table, load
 from zoo.lab.estimators import LeaveOneOut, ReweightedWake
+from zoo.lab.journeys import Walk
 from zoo.lab.kernels import Step
 from zoo.lab.layers import Decoder, Layered
 from zoo.lab.ledger import Claim
 from zoo.lab.noise import Noise
 from zoo.lab.rbm import RBM, TiedMachine
-from zoo.lab.training import Phase, TrainingError
+from zoo.lab.training import Fit, Phase, TrainingError
 
 VALID = 200  # rows cut from the training data where a set has no validation part
 
@@ -451,21 +452,6 @@ def _cut(part: Table) -> Table:
     return replace(part, tensors={"x": (x > 0.5).to(torch.get_default_dtype()), **labels}, transform=None)
 
 
-class Walk(NamedTuple):
-    """A chain in the top representation.
-
-    Attributes:
-        step: (s, noise) -> s. start: (x, noise) -> s. decode: (s, noise) -> x drawn. means: s -> x.
-        statistics: s -> {name: (chain,)}, what can be said of a state itself.
-    """
-
-    step: Step
-    start: Any
-    decode: Any
-    means: Any
-    statistics: Any
-
-
 def walk(model: nn.Module, guide: nn.Module) -> Walk:
     """The paper's chain of a model: `top_walk` of a DBN, `jacobian_walk` of auto-encoders."""
     return jacobian_walk(model) if isinstance(model, Contractive) else top_walk(model, guide)  # type: ignore[arg-type]
@@ -551,6 +537,45 @@ def same_target(model: Model) -> SameTarget:
     return SameTarget(law, prior, decode, markov.sweep(law.log()), posterior @ decode, A @ B)  # mix.10
 
 
-EQUATIONS: dict[str, Any] = {}
+def measures(fit: Fit, split: Split, *, chains: int = 24, steps: int = 600) -> journeys.Journey:
+    """Chains from encoded data of different classes, judged: mixing, class law and Parzen score together.
+
+    Args:
+        chains: how many. steps: draws of each.
+    """
+    return journeys.judge(walk(fit.model, fit.guide), split, chains=chains, steps=steps)
+
+
+def remarks(model: nn.Module) -> list[str]:
+    """What belongs beside every result."""
+    layers = " - ".join(str(n) for n in [model.in_features, *model.widths])  # type: ignore[misc]
+    if isinstance(model, Contractive):
+        return [f"Levels {layers}; a stack of auto-encoders has no density, and its walk no known target."]
+    told = [f"Layers {layers}."]
+    if isinstance(model, Model) and not model.prior.enumerable:
+        found = model.prior.anneal()
+        told.append(f"log Z of the top by annealed importance sampling: {found.log_z:.2f} ± {found.error:.2f} nats.")
+    return told
+
+
+EQUATIONS = {
+    "mix.1": RBM,
+    "mix.2": Greedy,
+    "mix.3": Model.forward,
+    "mix.5": RBM.anneal,
+    "mix.6": Contractive.forward,
+    "mix.7": kernels.block_gibbs,
+    "mix.8": jacobian_walk,
+    "mix.9": markov.halves,
+    "mix.10": same_target,
+    "mix.11": kernels.corrected,
+    "mix.12": markov.iact,
+    "mix.13": markov.decoded_iact,
+    "mix.14": markov.visits,
+    "mix.15": markov.ceiling,
+    "mix.16": markov.switch_rate,
+    "mix.17": markov.total_variation,
+    "mix.18": scores.parzen_log_density,
+}
+
 CLAIMS: tuple[Claim, ...] = ()
-_ = (scores, visits)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
 
-from zoo.commands.options import AsJson, Device, check_device, out
+from zoo.commands.options import AsJson, Device, check_device, err, key_value, out, paper_options
 from zoo.commands.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def diagnose(
+    context: typer.Context,
     folder: RunFolder,
     draws: Annotated[int, typer.Option(min=100, help="Draws of the guide for k-hat.")] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of these draws.")] = 0,
@@ -25,24 +29,53 @@ def diagnose(
     """Say of a trained guide how good its posterior is, one sentence for each number.
 
     Bound and gap to the exact evidence where that is known; Pareto k-hat, joint and for each datum; what cannot be
-    said, and why.
+    said, and why. Then what the paper measures of its own, with its options (`--chains 100`), and figures in the run's
+    folder.
     """
+    import zoo
     from zoo import lab
-    from zoo.lab import diagnosis
+    from zoo.lab import diagnosis, experiments
     from zoo.lab.manifests import precision
+    from zoo.lab.pareto import finite
 
     check_device(device)
     run = lab.load(folder, device=device)
-    train = run.data().train
+    split, paper = run.data(), zoo.paper(run.manifest.paper)
+    own = dict(key_value(pair) for pair in paper_options(context, run.manifest.paper))
     lab.seed(seed)
-    fit = replace(run.fit, batches=train.batches(run.recipe.batch, seed=seed))
+    fit = replace(run.fit, batches=split.train.batches(run.recipe.batch, seed=seed))
     with precision(run.recipe.dtype):  # for models that build tensors of their own
-        found = diagnosis.diagnose(fit, evidence=_evidence(run, train), draws=draws)
+        found = diagnosis.diagnose(fit, evidence=_evidence(run, split.train), draws=draws)
+        measured = experiments.measure(paper, fit, split, {**run.recipe.model, **own})
+    row = {} if measured is None else {heading: finite(value) for heading, value in measured.row().items()}
     if as_json:
-        print(json.dumps({"run": str(folder), "data": train.name, **found.to_dict()}, allow_nan=False))
+        said = {"run": str(folder), "data": split.train.name, **found.to_dict()}
+        print(json.dumps({**said, **({"measured": row} if row else {})}, allow_nan=False))
         return
-    for sentence in [*found.sentences, *_books(run, run.data())]:
+    for sentence in [*found.sentences, *_books(run, split)]:
         out.print(f"- {sentence}", markup=False, highlight=False)
+    if measured is not None:
+        _tell(measured, folder)
+
+
+def _tell(measured: Any, folder: Path) -> None:
+    """What the paper measures: a table, sentences, and figures and chains in the run's folder."""
+    from zoo.lab.checkpoints import replacing
+
+    table = RichTable("measure", "value", box=SIMPLE_HEAD, pad_edge=False)
+    for heading, value in measured.row().items():
+        table.add_row(heading, f"{value:.4g}")
+    out.print(table)
+    for sentence in measured.sentences:
+        out.print(f"- {sentence}", markup=False, highlight=False)
+    written = []
+    for number, (alt, figure) in enumerate(measured.pictures(), 1):
+        with replacing(folder / f"figure_{number}.png") as partial:
+            figure.savefig(partial, format="png", dpi=130, metadata={"Description": alt})
+        written.append(f"figure_{number}.png")
+    with replacing(folder / "chains.nc") as partial:
+        measured.inference_data().to_netcdf(str(partial))
+    err.print(f"wrote {', '.join(written)}, chains.nc in {folder}", highlight=False, soft_wrap=True)
 
 
 def _books(run: Run, split: Any) -> list[str]:

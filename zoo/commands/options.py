@@ -50,8 +50,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}  # for `paper_options`
 
 
-def paper_options(context: typer.Context, paper_name: str) -> list[str]:
+def paper_options(context: typer.Context, paper_name: str, *, axes: bool = False) -> list[str]:
     """What is left of the command line as KEY=VALUE: options of the paper by their own names, `--top rbm`.
+
+    Args:
+        axes: whether an option in the plural, `--depths 1,2,3`, may name the values to compare; see `split_axes`.
 
     Raises:
         ValueError: neither the command nor the paper has such an option.
@@ -66,7 +69,7 @@ def paper_options(context: typer.Context, paper_name: str) -> list[str]:
         if not name.startswith("--"):
             raise ValueError(f"unexpected argument {name!r}")
         key, known = name.removeprefix("--").replace("-", "_"), known_options(paper(paper_name))
-        if known is not None and key not in known:
+        if known is not None and key not in known and not (axes and _singular(key, known)):
             near = difflib.get_close_matches(key.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)], 1)
             hint = f"did you mean --{near[0]}? " if near else ""
             raise ValueError(f"no such option {name}; {hint}{paper_name} has the options: {', '.join(known)}")
@@ -74,6 +77,28 @@ def paper_options(context: typer.Context, paper_name: str) -> list[str]:
             raise ValueError(f"option {name} needs a value")
         pairs.append(f"{key}={value if equals else rest.pop(0)}")
     return pairs
+
+
+def _singular(key: str, known: list[str] | None) -> str | None:
+    """The option whose plural this is."""
+    singular = key.removesuffix("s")
+    return singular if singular != key and singular in (known or []) and key not in (known or []) else None
+
+
+def split_axes(pairs: list[str], paper_name: str) -> tuple[list[str], dict[str, list[Any]]]:
+    """Options with one value, and those in the plural with the values that are compared, {option: values}."""
+    from zoo import paper
+    from zoo.lab.experiments import known_options
+
+    known, single, axes = known_options(paper(paper_name)), [], {}
+    for pair in pairs:
+        key, _, values = pair.partition("=")
+        option = _singular(key, known)
+        if option is None:
+            single.append(pair)
+        else:
+            axes[option] = [key_value(f"{option}={value.strip()}")[1] for value in values.split(",") if value.strip()]
+    return single, axes
 
 
 def default(paper_name: str, what: str, otherwise: str) -> str:
@@ -100,7 +125,7 @@ def make_recipe(
 
     torch_dtype(dtype)
     check_device(device)
-    model = dict(_key_value(option) for option in options or [])
+    model = dict(key_value(option) for option in options or [])
     if hidden is not None:
         model["hidden"] = _widths(hidden)
     return Recipe(epochs, batch, lr, decay, average, seed, draws, device, dtype, model)
@@ -118,7 +143,7 @@ def _widths(text: str) -> list[int]:
     return widths
 
 
-def _key_value(option: str) -> tuple[str, Any]:
+def key_value(option: str) -> tuple[str, Any]:
     key, separator, value = option.partition("=")
     if not separator:
         raise ValueError(f"--set takes KEY=VALUE, not {option!r}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -35,6 +35,7 @@ from zoo.commands.options import (
     err,
     make_recipe,
     paper_options,
+    split_axes,
     tell,
     torch_dtype,
     write,
@@ -210,23 +211,25 @@ def compare(
     download: Download = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare several guides on several splits.
+    """Compare several guides, or several values of an option, on several splits.
 
-    Every guide gets the same data, steps and seeds; differences between guides are paired over the splits. Options of
-    the paper go by their own names: `--top rbm`.
+    Every row gets the same data, steps and seeds; differences are paired over the splits. Options of the paper go by
+    their own names, `--top rbm`; in the plural they name the values to compare, `--depths 1,2,3`.
     """
     from zoo.lab.data import obtain
 
     data = data or default(paper_name, "data", "diabetes")
     guides = guides or default(paper_name, "guides", "MatrixNormal,MeanField")
-    options = [*(options or []), *paper_options(context, paper_name)]
-    recipe = make_recipe(epochs, batch, lr, decay, average, seed, draws, hidden, options, device, dtype)
+    own, axes = split_axes(paper_options(context, paper_name, axes=True), paper_name)
+    recipe = make_recipe(
+        epochs, batch, lr, decay, average, seed, draws, hidden, [*(options or []), *own], device, dtype
+    )
     if download:
         obtain(data)
-    found = _compare(paper_name, data, guides, splits, recipe, jobs, target)
+    found = _compare(paper_name, data, guides, splits, recipe, jobs, target, axes)
     tell(found, as_json)
     if page is not None:
-        write([found], page, title=f"{paper_name}: {guides.replace(',', ', ')} on {found.data}")
+        write([found], page, title=f"{paper_name}: {', '.join(score.guide for score in found.scores)} on {found.data}")
 
 
 def _compare(
@@ -237,6 +240,7 @@ def _compare(
     recipe: Recipe,
     jobs: int | None,
     target: str | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
 ) -> Comparison:
     from zoo.lab import experiments
 
@@ -249,6 +253,7 @@ def _compare(
             names,
             splits,
             recipe,
+            axes=axes,
             target=target,
             jobs=jobs or os.cpu_count() or 1,
             done=lambda finished, total: progress.update(task, completed=finished, total=total),

@@ -2,7 +2,7 @@
 
 from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.averaging import Average
-from zoo.lab.chains import nuts
+from zoo.lab.chains import Chains, neutra, nuts, walk
 from zoo.lab.checkpoints import Checkpoints, RunError
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.comparison import compare
@@ -16,6 +16,7 @@ from zoo.lab.training import Fit, Phase, fit, seed
 
 __all__ = [
     "Average",
+    "Chains",
     "Checkpoints",
     "DataError",
     "Fit",
@@ -39,8 +40,10 @@ __all__ = [
     "fit",
     "fit_together",
     "load",
+    "neutra",
     "nuts",
     "run",
     "seed",
     "to_arviz",
+    "walk",
 ]

@@ -54,6 +54,20 @@ def from_draws(chains: Sequence[Draws], batch: Mapping[str, Any], **sample_stats
     )
 
 
+def from_chains(values: Mapping[str, Tensor], **sample_stats: Tensor) -> az.InferenceData:
+    """InferenceData of chains: {name: (chain, draw) or (chain, draw, feature)} becomes the posterior group.
+
+    Dimensions are chain, draw and `NAME_feature`; sample statistics have shape (chain, draw).
+    """
+    dims = {name: [f"{name}_feature"] for name, value in values.items() if value.dim() > 2}
+    return az.from_dict(
+        posterior={name: _numpy(value) for name, value in values.items()},
+        sample_stats={name: _numpy(value) for name, value in sample_stats.items()} or None,
+        dims=dims,
+        save_warmup=False,
+    )
+
+
 def _dims(name: str, count: int) -> list[str]:
     return ["datum", *[f"{name}_dim_{i}" for i in range(1, count)]][:count]
 

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from pyro.distributions import Delta
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table as RichTable
 from torch.distributions import kl_divergence
 
@@ -28,6 +29,7 @@ from zoo.lab.training import Fit
 KHAT_DRAWS = 1000
 ENOUGH = 50_000  # draws of the latents of a datum, over all data, for the bound of a density model
 VARIANT = "log of the mean predictive density over draws of all latents (loglik_mixture)"
+NO_DENSITY = "none, since the model has no density"
 EXACT = "exact, by enumeration of all latents"
 ESTIMATED = "importance-weighted over draws of the latents, too low in expectation"
 
@@ -44,6 +46,7 @@ class Score:
         evidence: exact log evidence of the training data under the trained model; empty where it is not known.
         kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
         loglik_error: largest Monte Carlo error of an importance-weighted log-likelihood; None where it is exact.
+        measured: {heading: one for each split}, what the paper measures besides.
         khat: Pareto k-hat of the joint importance weights on the first split; None where it is refused or too costly.
     """
 
@@ -59,14 +62,20 @@ class Score:
     kl: dict[str, float] = field(default_factory=dict)
     khat: float | None = None
     loglik_error: float | None = None
+    measured: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
 class Comparison:
-    """What `compare` found. Prints as a table; `frame` for notebooks, `to_dict` for programs, `page` for people."""
+    """What `compare` found. Prints as a table; `frame` for notebooks, `to_dict` for programs, `page` for people.
+
+    Attributes:
+        what: that the rows differ in: guides, or options of the paper.
+    """
 
     scores: list[Score]
     splits: int
+    what: str = "guide"
     paper: str = ""
     data: str = ""
     title: str = ""
@@ -82,10 +91,10 @@ class Comparison:
         """Heading -> text of a cell, for the columns that mean something here."""
         first = self.scores[0]
         columns: dict[str, Callable[[Score], str]] = {
-            "guide": lambda s: s.guide,
-            "log-lik": lambda s: _interval(s.loglik),
+            self.what: lambda s: s.guide,
+            "log-lik": lambda s: _interval(s.loglik) if s.loglik else "no density",
         }
-        if self.splits > 1:
+        if self.splits > 1 and all(score.loglik for score in self.scores):
             columns[f"minus {first.guide}"] = lambda s: "" if s is first else _interval(_minus(s.loglik, first.loglik))
         if first.rmse:
             columns["RMSE"] = lambda s: _interval(s.rmse)
@@ -123,11 +132,15 @@ class Comparison:
             )
 
     @property
+    def spread(self) -> str:
+        """What stands behind a ±."""
+        return "one split, no standard error" if self.splits < 2 else f"mean ± standard error over {self.splits} splits"
+
+    @property
     def caption(self) -> str:
         """What the numbers are: units, variants, errors."""
-        errors = f"mean ± standard error over {self.splits} splits, differences paired"
         parts = [
-            "one split, no standard error" if self.splits < 2 else errors,
+            self.spread + (", differences paired" if self.splits > 1 else ""),
             f"log-lik: {self.variant}, nats per test datum",
             "bound: nats per training datum",
         ]
@@ -144,16 +157,40 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """The table as text, one row for each guide."""
         columns = self.columns()
-        return pd.DataFrame([{head: cell(s) for head, cell in columns.items()} for s in self.scores]).set_index("guide")
+        return pd.DataFrame([{head: cell(s) for head, cell in columns.items()} for s in self.scores]).set_index(
+            self.what
+        )
+
+    @property
+    def measures(self) -> pd.DataFrame | None:
+        """What the paper measures besides, as text, one column for each row of the table; None where nothing is."""
+        headings = list(dict.fromkeys(heading for score in self.scores for heading in score.measured))
+        if not headings:
+            return None
+        cells = {s.guide: [_interval(s.measured[h]) if h in s.measured else "" for h in headings] for s in self.scores}
+        return pd.DataFrame(cells, index=pd.Index(headings, name="measure"))
 
     def __str__(self) -> str:
-        return self.frame.to_string()
+        more = self.measures
+        return self.frame.to_string() + ("" if more is None else f"\n\n{more.to_string()}")
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html()
+        more = self.measures
+        return self.frame.to_html() + ("" if more is None else more.to_html())
 
-    def rich(self) -> RichTable:
-        """The table for a terminal."""
+    def rich(self) -> RichTable | Group:
+        """The table for a terminal; a second one of the paper's own measures, where there are any."""
+        more = self.measures
+        if more is None:
+            return self._rich()
+        table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, head in enumerate(["measure", *more.columns]):
+            table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+        for heading, row in more.iterrows():
+            table.add_row(str(heading), *row)
+        return Group(self._rich(), table)
+
+    def _rich(self) -> RichTable:
         columns = self.columns()
         table = RichTable(
             title=self.title or None, caption=self.caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
@@ -178,10 +215,11 @@ class Comparison:
 
     def _result(self, score: Score) -> dict[str, Any]:
         return {
-            "cell": {"guide": score.guide},
+            "cell": {self.what: score.guide},
             "loglik": _summary(score.loglik),
             "rmse": _summary(score.rmse),
             **({"error": _summary(score.error)} if score.error else {}),
+            **({"measured": {h: _summary(v) for h, v in score.measured.items()}} if score.measured else {}),
             "elbo": _summary(score.elbo),
             **({"evidence": _summary(score.evidence)} if score.evidence and not self.evidence else {}),
             "parameters": score.parameters,
@@ -216,7 +254,9 @@ def compare(
         score = Score(name, mine[0].parameters)
         for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
             batch = table.to(device=fit.device).all()
-            if hasattr(fit.model, "loglik"):
+            if not getattr(fit.model, "density", True):
+                variant = NO_DENSITY
+            elif hasattr(fit.model, "loglik"):
                 variant = _score_likelihood(score, fit, batch, draws)
             else:
                 drawn = draw(fit.model, fit.guide, batch, draws)

@@ -80,7 +80,7 @@ class Mixing:
         seconds: of the walk.
         indicators: one for each class. others: free energy, pixel sum, ...
         visited: {T: (mean number of distinct classes in T draws, its standard error over chains)}.
-        ceilings: {T: of independent draws from the chains' own class law}.
+        ceilings: {T: of independent draws from the chains' own law of classes and of none}.
         switch_rate, iid_switch_rate: of successive labels, and of independent draws.
         transitions: (classes, classes). relaxation: of it, in draws.
         shares: the chains' class law. target: that of the data. rejected: share of draws of no class.
@@ -215,7 +215,7 @@ def mixing(
         indicators=indicators,
         others=statistics(others),
         visited={w: (float(c.mean()), float(c.std() / math.sqrt(M))) for w, c in counts.items()},
-        ceilings={w: ceiling(p, w) for w in counts},
+        ceilings={w: ceiling(e.mean((0, 1)), w) for w in counts},
         switch_rate=visits.switch_rate(labels),
         iid_switch_rate=float(1 - p.square().sum()),
         transitions=C,

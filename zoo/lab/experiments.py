@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Recipe:
         average: decay of the moving average that stands for the parameters in the end (`lab.Average`); 0: the last.
         seed: of the initial values, the order of the batches and the noise, together with the split.
         draws: predictive draws per score.
-        model: options of the paper's model and of its training.
+        model: options of the paper's model, of its training and of its measures.
     """
 
     epochs: int | None = None
@@ -54,25 +55,26 @@ class Recipe:
 
 
 def known_options(paper: Any) -> list[str] | None:
-    """The options of a paper's model and of its training, by name; None if its model takes any."""
-    parameters = [*_model_parameters(paper), *_phase_parameters(paper)]
+    """The options of a paper's model, of its training and of its measures, by name; None if its model takes any."""
+    parameters = [p for part in _parts(paper).values() for p in part]
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
 
 
 def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Module:
     """The paper's model for a table: `Model.for_data(train, **options)`, or `Model(**options)` where it has none.
 
-    Options of the training are left out.
+    Options of the training and of the measures are left out.
 
     Raises:
-        ExperimentError: an option that neither the model nor the training has.
+        ExperimentError: an option that none of them has.
     """
     make, known = getattr(paper.Model, "for_data", None), known_options(paper)
     unknown = sorted(set(options) - set(known or options))
     if unknown:
         there = ", ".join(known or [])
         raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {there}")
-    options = {key: value for key, value in options.items() if key not in _training_options(paper, options)}
+    others = {**_options(paper, "phases", options), **_options(paper, "measures", options)}
+    options = {key: value for key, value in options.items() if key not in others}
     try:
         return make(train, **options) if make else paper.Model(**options)
     except TypeError as error:
@@ -80,23 +82,38 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
 
 
 def build_phases(paper: Any, model: nn.Module, guide: nn.Module, options: Mapping[str, Any]) -> Sequence[Phase]:
-    """The phases of a training that is not one bound, where the paper has any; options of the model are left out."""
+    """The phases of a training that is not one bound, where the paper has any; options of other parts are left out."""
     if not hasattr(paper, "phases"):
         return ()
-    return paper.phases(model, guide, **_training_options(paper, options))
+    return paper.phases(model, guide, **_options(paper, "phases", options))
 
 
-def _model_parameters(paper: Any) -> list[inspect.Parameter]:
+def measure(paper: Any, fit: Fit, split: Split, options: Mapping[str, Any]) -> Any:
+    """What the paper's `measures(fit, split)` finds, beside the scores that every paper has; None where it has none.
+
+    It has `row()`, {heading: number}; `sentences`; and `pictures()`, (alternative text, figure) pairs.
+    """
+    if not hasattr(paper, "measures"):
+        return None
+    moved = (None if part is None else part.to(fit.device, torch.get_default_dtype()) for part in split)
+    try:
+        return paper.measures(fit, Split(*moved), **_options(paper, "measures", options))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ExperimentError(f"{paper.__name__} cannot measure with {dict(options)}: {error}") from error
+
+
+def _parts(paper: Any) -> dict[str, list[inspect.Parameter]]:
+    """The optional parameters of the model, of the training and of the measures."""
     make = getattr(paper.Model, "for_data", None)
-    return list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]
+    parts = {"model": list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]}
+    for name in ("phases", "measures"):
+        own = getattr(paper, name, None)
+        parts[name] = list(inspect.signature(own).parameters.values())[2:] if own else []
+    return parts
 
 
-def _phase_parameters(paper: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(paper.phases).parameters.values())[2:] if hasattr(paper, "phases") else []
-
-
-def _training_options(paper: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    names = {parameter.name for parameter in _phase_parameters(paper)}
+def _options(paper: Any, part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    names = {parameter.name for parameter in _parts(paper)[part]}
     return {key: value for key, value in options.items() if key in names}
 
 
@@ -201,27 +218,54 @@ def train_cell(paper: Any, split: Split, index: int, guide_name: str | None, rec
     return build_cell(paper, split, index, guide_name, recipe).fit()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One row of a comparison: a guide (None: the paper's own) and how it is trained."""
+
+    name: str
+    guide: str | None
+    recipe: Recipe
+
+
+def variants(guide_names: Sequence[str], recipe: Recipe, axes: Mapping[str, Sequence[Any]]) -> list[Variant]:
+    """Every guide with every combination of the options that vary.
+
+    Args:
+        axes: {option: its values}, such as {"depth": [1, 2, 3]}. A row's name says only what differs between rows.
+
+    Raises:
+        ExperimentError: nothing to compare, or the same twice.
+    """
+    if not guide_names or any(len(set(map(str, some))) < len(some) for some in (guide_names, *axes.values())):
+        raise ExperimentError("a comparison takes different guides and values, each named once")
+    found = []
+    for guide, values in product(guide_names, product(*axes.values())):
+        chosen = dict(zip(axes, values, strict=True))
+        told = [guide] * (len(guide_names) > 1 or not axes) + [f"{key} {value}" for key, value in chosen.items()]
+        found.append(Variant(", ".join(told), guide, replace(recipe, model={**recipe.model, **chosen})))
+    return found
+
+
 def train_grid(
     paper_name: str,
     splits: Sequence[Split],
-    guide_names: Sequence[str],
-    recipe: Recipe,
+    rows: Sequence[Variant],
     *,
     jobs: int = 1,
     done: Callable[[int, int], None] = lambda finished, total: None,
 ) -> dict[str, list[Fit]]:
-    """Every guide on every split, `jobs` fits at once, each on one thread; {guide: fits in the order of splits}."""
-    cells = [(index, name) for index in range(len(splits)) for name in guide_names]
-    tasks = (delayed(_one_cell)(paper_name, splits[index], index, name, recipe) for index, name in cells)
-    fits: dict[str, list[Fit]] = {name: [] for name in guide_names}
+    """Every variant on every split, `jobs` fits at once, each on one thread; {name: fits in the order of splits}."""
+    cells = [(index, row) for index in range(len(splits)) for row in rows]
+    tasks = (delayed(_one_cell)(paper_name, splits[index], index, row.guide, row.recipe) for index, row in cells)
+    fits: dict[str, list[Fit]] = {row.name: [] for row in rows}
     results = Parallel(n_jobs=min(jobs, len(cells)), return_as="generator")(tasks)
-    for finished, ((_, name), result) in enumerate(zip(cells, results, strict=True), 1):
-        fits[name].append(result)
+    for finished, ((_, row), result) in enumerate(zip(cells, results, strict=True), 1):
+        fits[row.name].append(result)
         done(finished, len(cells))
     return fits
 
 
-def _one_cell(paper_name: str, split: Split, index: int, guide_name: str, recipe: Recipe) -> Fit:
+def _one_cell(paper_name: str, split: Split, index: int, guide_name: str | None, recipe: Recipe) -> Fit:
     from zoo import paper  # in the worker: a user's module is found by name there
 
     threads = torch.get_num_threads()
@@ -239,28 +283,34 @@ def run(
     splits: int | None,
     recipe: Recipe,
     *,
+    axes: Mapping[str, Sequence[Any]] | None = None,
     target: str | None = None,
     jobs: int = 1,
     done: Callable[[int, int], None] = lambda finished, total: None,
 ) -> Comparison:
     """The whole of a comparison: data, fits, scores, and what belongs beside them.
 
-    Without a number of splits it takes five, or as many as the data have. All guides are built once before anything is
+    Without a number of splits it takes five, or as many as the data have. All rows are built once before anything is
     trained, so that a wrong name costs no time.
+
+    Args:
+        axes: options whose values are compared, see `variants`.
     """
     from zoo import paper as find
 
-    paper = find(paper_name)
+    paper, axes = find(paper_name), axes or {}
     torch.set_default_dtype(getattr(torch, recipe.dtype))
-    if not guide_names or len(set(guide_names)) < len(guide_names):
-        raise ExperimentError("a comparison takes different guides, each named once")
+    rows = variants(guide_names, recipe, axes)
     splits = splits or min(SPLITS, rounds(data, target=target))
     parts = [open_data(paper, data, split, target) for split in range(splits)]
-    model = build_model(paper, parts[0].train, recipe.model)
-    for name in guide_names:
-        guide_and_bound(paper, name, model, parts[0].train.peek())
-    fits = train_grid(paper_name, parts, guide_names, recipe, jobs=jobs, done=done)
-    return describe(paper, paper_name, parts, fits, recipe)
+    for row in rows:
+        model = build_model(paper, parts[0].train, row.recipe.model)
+        guide, _ = guide_and_bound(paper, row.guide, model, parts[0].train.peek())
+        build_phases(paper, model, guide, row.recipe.model)
+    fits = train_grid(paper_name, parts, rows, jobs=jobs, done=done)
+    found = describe(paper, paper_name, parts, fits, recipe)
+    found.what = ", ".join(axes) or found.what
+    return found
 
 
 def describe(
@@ -281,7 +331,9 @@ def describe(
         f"{recipe.draws} draws.",
     ]
     if hasattr(paper, "remarks"):
-        found.about += paper.remarks(next(iter(fits.values()))[0].model)
+        found.about += _remarks(paper, fits)
+    if hasattr(paper, "measures"):
+        _measure_all(found, paper, parts, fits, recipe)
     if hasattr(paper, "books"):
         found.about += [
             f"{name}, first split: {line}" for name, mine in fits.items() for line in paper.books(mine[0], parts[0])
@@ -295,3 +347,26 @@ def describe(
             first = next(iter(fits.values()))[0].model
             found.add_evidence(known, learned=any(p.requires_grad for p in first.parameters()))
     return found
+
+
+def _measure_all(
+    found: Comparison, paper: Any, parts: Sequence[Split], fits: Mapping[str, Sequence[Fit]], recipe: Recipe
+) -> None:
+    """The paper's own measures of every fit; words and pictures of the first split."""
+    for score in found.scores:
+        for index, (trained, part) in enumerate(zip(fits[score.guide], parts, strict=True)):
+            measured = measure(paper, trained, part, recipe.model)
+            for heading, value in measured.row().items():
+                score.measured.setdefault(heading, []).append(value)
+            if index == 0:
+                found.about += [f"{score.guide}, first split: {line}" for line in measured.sentences]
+                found.pictures += [(f"{score.guide}: {alt}", figure) for alt, figure in measured.pictures()]
+
+
+def _remarks(paper: Any, fits: Mapping[str, Sequence[Fit]]) -> list[str]:
+    """What the paper remarks of the models of the first split; by name where they differ."""
+    told = {name: paper.remarks(mine[0].model) for name, mine in fits.items()}
+    first = next(iter(told.values()))
+    if all(lines == first for lines in told.values()):
+        return first
+    return [f"{name}: {line}" for name, lines in told.items() for line in lines]

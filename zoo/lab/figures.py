@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
+from torch import Tensor
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
@@ -110,6 +113,43 @@ def strips(pictures: Mapping[str, np.ndarray]) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure
+
+
+def square_strips(rows: Mapping[str, Tensor]) -> Figure | None:
+    """`strips` of flat pictures, {name: (S, side * side)}; None where they are not square."""
+    side = math.isqrt(next(iter(rows.values())).shape[-1])
+    if side < 3 or side**2 != next(iter(rows.values())).shape[-1]:
+        return None
+    return strips({name: value.reshape(-1, side, side).cpu().numpy() for name, value in rows.items()})
+
+
+def visits(T: Sequence[int], seen: Mapping[str, Sequence[float]]) -> Figure:
+    """Distinct classes against the number of draws T, {name: one for each T}; the last is drawn as the ceiling."""
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    *own, last = seen
+    for name, colour, line in zip(own, cycle(PALETTE), cycle(LINES), strict=False):
+        axes.plot(T, seen[name], color=colour, linestyle=line, marker="o", markersize=3, label=name)
+    axes.plot(T, seen[last], color="black", linewidth=1, label=last)
+    axes.set(xscale="log", xlabel="draws T", ylabel="distinct classes in T draws")
+    axes.legend(fontsize="small")
+    return _plain(figure)
+
+
+def ranks(values: Mapping[str, Tensor], *, bins: int = 20) -> Figure:
+    """Rank plots, {name: (chain, draw)}: how often a chain's draws have each rank among all; flat if it mixes."""
+    figure, panels = _panels(len(values))
+    for axes, (name, value) in zip(panels, values.items(), strict=False):
+        order = rankdata(value.cpu().numpy(), method="average").reshape(value.shape)
+        edges = np.linspace(0, order.size, bins + 1)
+        for chain in order:
+            heights = np.histogram(chain, edges)[0] / (len(chain) / bins)
+            axes.stairs(heights, edges / order.size, color=PALETTE[0], alpha=0.35)
+        axes.axhline(1, color="black", linewidth=1)
+        axes.set_title(name, fontsize="small")
+    figure.supxlabel("rank among the draws of all chains", fontsize="small")
+    figure.supylabel("share, relative to a uniform one", fontsize="small")
+    return _plain(figure)
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

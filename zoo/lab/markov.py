@@ -90,10 +90,12 @@ def iact(K: Tensor, pi: Tensor, f: Tensor) -> Tensor:
         () or (F), NaN where f is constant. The effective sample size of n draws is n / tau_f.
     """
     f = f.double().reshape(len(f), -1)
+    size = pi @ f.square()
     f = f - pi @ f
     fundamental = torch.eye(len(pi), dtype=torch.float64) - K + pi.expand(len(pi), -1)
     solved = torch.linalg.solve(fundamental, f)
     variance = pi @ f.square()
+    variance = variance.where(variance > 1e-24 * size, torch.nan)  # of a constant only rounding is left
     return ((2 * (pi @ (f * solved)) - variance) / variance).squeeze()  # mix.12
 
 

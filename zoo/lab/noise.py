@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AHEAD = 2**14  # numbers of a chain drawn at once
+AHEAD, HELD = 2**14, 2**22  # numbers drawn at once, of a chain at most and of all chains together about
 
 
 class Noise:
@@ -22,6 +22,9 @@ class Noise:
         seed: of all chains.
         stream: numbers from different streams are independent: one moves the chains, another looks at them.
         dtype: of the numbers; torch's default if not given. device: where they are wanted.
+
+    Raises:
+        ValueError: no chains, a seed below 0, or numbers of neither single nor double precision.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Noise:
         if chains < 1 or seed < 0:
             raise ValueError(f"noise is for one chain or more and a seed of 0 or more, not {chains} and {seed}")
         self.dtype, self.device = dtype or torch.get_default_dtype(), device
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"noise is made in single or double precision, not {self.dtype}")
         self.streams = [
             np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, stream, chain))))
             for chain in range(chains)
@@ -51,7 +56,8 @@ class Noise:
         wanted = int(np.prod(shape))
         if self.ahead.shape[1] < wanted:
             kind: Any = np.float64 if self.dtype == torch.float64 else np.float32
-            count = max(AHEAD, wanted + wanted % 2)  # even: a half-used word would be a state of its own
+            count = max(min(AHEAD, HELD // len(self)), wanted)
+            count += count % 2  # even: a half-used word would be a state of its own
             more = np.stack([stream.random(count, dtype=kind) for stream in self.streams])
             self.ahead = torch.cat([self.ahead, torch.from_numpy(more).to(self.dtype)], 1)
         taken, self.ahead = self.ahead[:, :wanted], self.ahead[:, wanted:]
@@ -70,7 +76,8 @@ class Noise:
         """Indices drawn from tables of log-probabilities (S,) or (M, S), by the inverse of the cumulative sum; (M,)."""
         edges = log_p.softmax(-1).cumsum(-1).expand(len(self), -1).contiguous()
         last = log_p.shape[-1] - 1
-        return torch.searchsorted(edges, self.uniform(1).to(edges), right=True).squeeze(-1).clamp_max(last)
+        u = self.uniform(1).to(edges).contiguous()
+        return torch.searchsorted(edges, u, right=True).squeeze(-1).clamp_max(last)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the streams are, as tensors."""
@@ -82,10 +89,12 @@ class Noise:
         """Go on from where the streams were.
 
         Raises:
-            ValueError: it is the state of another number of chains.
+            ValueError: it is the state of another number of chains, or of another precision.
         """
         if len(state["words"]) != len(self):
             raise ValueError(f"this is the noise of {len(state['words'])} chains, not of {len(self)}")
+        if state["ahead"].dtype != self.dtype:
+            raise ValueError(f"this is noise of {state['ahead'].dtype}, not of {self.dtype}")
         for stream, words in zip(self.streams, state["words"].numpy().view(np.uint64), strict=True):
             inner: Any = stream.bit_generator.state
             stream.bit_generator.state = {**inner, "state": {"state": words.copy()}}

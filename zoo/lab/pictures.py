@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,18 +54,15 @@ def pictures(
 
 def _dreams(runs: Mapping[str, Sequence[Fit]], test: Table) -> list[tuple[str, Figure]]:
     """Draws from each model beside test data, where these are square pictures."""
-    side = math.isqrt(test["x"].shape[-1])
-    if side**2 != test["x"].shape[-1] or side < 3:
-        return []
     rows = {"test data": test["x"][:STRIP]}
     for name, mine in runs.items():
         fit = mine[0]
         with torch.no_grad(), poutine.block():
             dreamt: Any = poutine.trace(poutine.uncondition(fit.model)).get_trace(x=test["x"][:STRIP].to(fit.device))
         rows[name] = dreamt.nodes["x"]["value"].cpu()
-    pictures = {name: value.reshape(-1, side, side).numpy() for name, value in rows.items()}
+    drawn = figures.square_strips(rows)
     alt = f"{STRIP} test pictures of {test.name}, and as many drawn from the model trained with {', '.join(runs)}."
-    return [(alt, figures.strips(pictures))]
+    return [] if drawn is None else [(alt, drawn)]
 
 
 def _correlation_picture(

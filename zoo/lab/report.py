@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
@@ -22,6 +23,10 @@ def page(comparisons: Sequence[Comparison], path: Path, *, title: str) -> Path:
             "comparison": comparison,
             "columns": comparison.columns(),
             "caption": comparison.caption,
+            "measures": _measures(comparison),
+            "spread": "one split"
+            if comparison.splits < 2
+            else f"mean ± standard error over {comparison.splits} splits",
             "pictures": [(alt, _png(figure)) for alt, figure in comparison.pictures],
         }
         for comparison in comparisons
@@ -30,6 +35,13 @@ def page(comparisons: Sequence[Comparison], path: Path, *, title: str) -> Path:
         text = environment.get_template("report.html.j2").render(title=title, sections=sections)
         partial.write_text(text, encoding="utf-8")
     return path
+
+
+def _measures(comparison: Comparison) -> dict[str, list[Any]] | None:
+    frame = comparison.measures
+    if frame is None:
+        return None
+    return {"heads": ["measure", *frame.columns], "rows": [[heading, *row] for heading, row in frame.iterrows()]}
 
 
 def _png(figure: Figure) -> str:
