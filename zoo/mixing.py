@@ -74,9 +74,11 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from guides import data_plate
-from zoo.lab import journeys, kernels, markov, scores
+from guides.codes import states
+from zoo.lab import geometry, journeys, kernels, markov, scores
 from zoo.lab.data import DataError, Split, Table, load
 from zoo.lab.estimators import LeaveOneOut, ReweightedWake
+from zoo.lab.geometry import Levels
 from zoo.lab.journeys import Walk
 from zoo.lab.kernels import Step
 from zoo.lab.layers import Decoder, Layered
@@ -394,7 +396,7 @@ DEFAULTS = {"data": "digits", "guides": "Recognition"}
 
 def bound(guide: nn.Module | None = None) -> ELBO:
     """The evidence bound mix.4 by the score function; without latents, the log-probability itself."""
-    return LeaveOneOut() if isinstance(guide, Recognition) and len(guide.R) else Trace_ELBO()
+    return LeaveOneOut() if isinstance(guide, Recognition) and len(guide.R) else Trace_ELBO()  # mix.4
 
 
 def phases(
@@ -487,10 +489,30 @@ def jacobian_walk(model: Contractive) -> Walk:
     )
 
 
+def levels(model: nn.Module, guide: nn.Module) -> Levels:
+    """The representations of a model by means, level L included; x itself at level 0."""
+    if isinstance(model, Contractive):
+        return Levels(model.encode, model.decode, model.depth)
+    assert isinstance(model, Model) and isinstance(guide, Recognition)
+
+    @torch.no_grad()
+    def encode(x: Tensor, level: int) -> Tensor:
+        h = guide.encode(x, min(level, model.depth - 1))
+        return model.prior.hidden_logits(h).sigmoid() if level == model.depth else h
+
+    @torch.no_grad()
+    def decode(h: Tensor, level: int) -> Tensor:
+        if level == model.depth:
+            h = model.prior.visible_logits(h).sigmoid()
+        for k in range(min(level, model.depth - 1), 0, -1):
+            h = model.decoder(k).logits(h).sigmoid()
+        return h
+
+    return Levels(encode, decode, model.depth)
+
+
 def alternating(model: Model) -> Step:
     """x <-> h_1: h_1 ~ P(h_1 | x), the exact posterior by enumeration; x ~ P(x | h_1)."""
-    from guides.codes import states
-
     bottom, log_prior = model.decoder(1), model.log_prior().detach()
     codes = states(model.hidden[0], like=log_prior)
 
@@ -526,8 +548,6 @@ def same_target(model: Model) -> SameTarget:
     """
     if model.depth != 2 or max(model.in_features, model.hidden[0]) > 12:
         raise DataError("the same-target control enumerates a DBN of depth 2 with up to 12 pixels and codes")
-    from guides.codes import states
-
     h, x = states(model.hidden[0]).double(), states(model.in_features).double()
     decode = markov.bits_kernel(model.decoder(1).logits(h.to(model.decoder(1).b)), x)
     prior = model.log_prior().double().softmax(0)
@@ -562,6 +582,7 @@ EQUATIONS = {
     "mix.1": RBM,
     "mix.2": Greedy,
     "mix.3": Model.forward,
+    "mix.4": bound,
     "mix.5": RBM.anneal,
     "mix.6": Contractive.forward,
     "mix.7": kernels.block_gibbs,
@@ -576,6 +597,9 @@ EQUATIONS = {
     "mix.16": markov.switch_rate,
     "mix.17": markov.total_variation,
     "mix.18": scores.parzen_log_density,
+    "mix.19": geometry.interpolate,
+    "mix.20": geometry.perturb,
+    "mix.21": geometry.linear_error,
 }
 
 CLAIMS: tuple[Claim, ...] = ()

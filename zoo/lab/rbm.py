@@ -82,7 +82,7 @@ class RBM(nn.Module):
 
     def free_energy(self, v: Tensor) -> Tensor:
         """F(v) = -b'v - sum_j softplus(c + v'W)_j, so that log P(v) = -F(v) - log Z; nats, (...)."""
-        return -v @ self.b - softplus(self.hidden_logits(v)).sum(-1)  # lw.17
+        return -v @ self.b - softplus(self.hidden_logits(v)).sum(-1)  # lw.17, mix.1
 
     def hidden_score(self, h: Tensor) -> Tensor:
         """c'h + sum_i softplus(b + W h)_i, so that log P(h) is this less log Z; nats, (...)."""
@@ -126,7 +126,7 @@ class RBM(nn.Module):
 
         The value is no likelihood. data: (n, visible); model: (m, visible).
         """
-        return self.free_energy(data).mean() - self.free_energy(model.detach()).mean()  # lw.18
+        return self.free_energy(data).mean() - self.free_energy(model.detach()).mean()  # lw.18, mix.2
 
     def cd(self, v: Tensor, *, k: int = 1) -> Tensor:
         """The surrogate of contrastive divergence: the model's draws are k sweeps away from the data v (n, visible)."""
@@ -165,7 +165,7 @@ class RBM(nn.Module):
         log_w = self.b.new_full((chains,), float(softplus(b0).sum()) + self.hidden * math.log(2))
         betas = torch.linspace(0, 1, steps + 1, dtype=self.b.dtype)
         for beta, following in pairwise(betas):
-            log_w = log_w + self._tempered(v, b0, beta) - self._tempered(v, b0, following)  # lw.18
+            log_w = log_w + self._tempered(v, b0, beta) - self._tempered(v, b0, following)  # lw.18, mix.5
             h = torch.bernoulli((following * self.hidden_logits(v)).sigmoid())
             v = torch.bernoulli(((1 - following) * b0 + following * self.visible_logits(h)).sigmoid())
         log_z = log_mean(log_w)
