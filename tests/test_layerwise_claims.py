@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from zoo import layerwise
 from zoo.claims import layerwise_judges as judges
+from zoo.claims import layerwise_methods as methods
 
 Row = dict[str, Any]
 
@@ -97,13 +99,56 @@ def test_layers_are_selected_by_rank(sign: int, nets: int, outcome: str) -> None
     assert judges.layers_selected(rows).outcome == outcome
 
 
-def test_depth_is_judged_at_equal_parameters() -> None:
-    small = [{**row, "generative": 900} for row in search(5.0, methods=("AERI", "RBM"))]
-    stacked = [{**row, "method": "stacked RBM"} for row in small if row["method"] == "AERI"]
-    larger = [net("RBM", split, 0.0, 0.0, generative=2019) for split in range(6)]
-    assert judges.depth_pays([*small, *stacked]).outcome == "reproduced"
-    verdict = judges.depth_pays([*small, *stacked, *larger])
-    assert verdict.outcome == "reproduced" and "-15.00 ± 0.00" in verdict.summary, "what larger machines do is told"
+@pytest.mark.parametrize(
+    ("exact", "splits", "outcome"),
+    [(-25.0, 6, "reproduced"), (-19.0, 6, "not reproduced"), (-25.0, 4, "not attempted")],
+)
+def test_depth_is_judged_against_the_rbm_of_the_exact_gradient(exact: float, splits: int, outcome: str) -> None:
+    rows = [
+        net(method, split, score, score + 0.01 * split, generative=900)
+        for split in range(splits)
+        for method, score in (*((deep, -20.0) for deep in judges.DEEP), ("RBM, exact", exact), ("RBM", -30.0))
+    ]
+    verdict = judges.depth_pays(rows)
+    assert verdict.outcome == outcome, "the RBM trained by CD is far worse here, and does not judge"
+    assert "+10.00 ± 0.00 (AERI minus RBM, tea)" in verdict.summary, "but it is told"
+
+
+def test_depth_pays_only_if_every_deep_net_does() -> None:
+    scores = {"AERI": -20.0, "stacked RBM, exact": -20.0, "stacked RBM": -26.0, "RBM, exact": -25.0, "RBM": -30.0}
+    rows = [net(method, split, score, score + split) for split in range(6) for method, score in scores.items()]
+    assert judges.depth_pays(rows).outcome == "not reproduced"
+
+
+@pytest.mark.parametrize("D", [16, 100])
+def test_a_single_rbm_has_as_many_parameters_as_two_layers(D: int) -> None:
+    for n1 in range(4, 11):
+        for n2 in range(4, 11):
+            deep = layerwise.Model(D, [n1], top_hidden=n2)
+            alone = layerwise.Model(D, [], top_hidden=methods.units(n1, n2, D))
+            left = sum(p.numel() for p in deep.parameters()) - sum(p.numel() for p in alone.parameters())
+            assert 0 <= left <= D, "one more unit, of D + 1 parameters, would be too much"
+
+
+def test_single_rbms_get_the_steps_of_both_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    monkeypatch.setattr(
+        methods, "_fit", lambda model, guide, train, cell, plan: steps.append(cell["steps"] * len(plan))
+    )
+    cell = {"data": "tea", "split": 0, "method": "RBM, exact", "batch": 81, **methods.configuration(0, steps=(300,))}
+    train = layerwise.data("tea").train
+    for method in ("RBM", "RBM, exact", "AERI", "stacked RBM, exact"):
+        methods.METHODS[method](cell, train)
+    assert steps == [600] * 4
+
+
+def test_far_better_is_judged_on_test_data() -> None:
+    floor = {"experiment": "baselines", "data": "tea", "bits": [-99.0] * 20, "bits_test": [-49.0] * 20}
+    nets = [net(method, split, -9.0, -20.0) for split in range(6) for method in ("AE", "AERI")]
+    assert judges.far_better([*nets, floor]).outcome == "reproduced"
+    late = [{**row, "test": -30.0} for row in nets]
+    verdict = judges.far_better([*late, floor])
+    assert verdict.outcome == "not reproduced" and "at least 19.0 nats" in verdict.summary
 
 
 def test_a_gain_below_the_divergence_would_be_a_fault() -> None:

@@ -66,8 +66,8 @@ EXPERIMENTS = {
         lambda budget: [{"check": "perfect", "gain": g, "coupling": B} for g, B in ((20.0, 10.0), (40.0, 20.0))],
         checks.measure,
     ),
-    "tea": Experiment(tea_cells, methods.measure, slow=True),
-    "nltcs": Experiment(nltcs_cells, methods.measure, slow=True),
+    "tea": Experiment(tea_cells, methods.measure, slow=True, version=2),
+    "nltcs": Experiment(nltcs_cells, methods.measure, slow=True, version=2),
 }
 
 

@@ -1,7 +1,8 @@
 """Nets trained by each method of a comparison, scored exactly: the cells of the random search.
 
 Every method draws the same configurations: widths, rate, steps and spread of the initial weights are those of the cell,
-whatever the method. The bottom layer is trained by the method; the top RBM by the exact gradient, for as many steps.
+whatever the method. The bottom layer is trained by the method; the top RBM by the exact gradient, for as many steps. A
+single RBM has as many parameters as the two layers of its configuration, and as many steps as their two phases.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def configuration(seed: int, *, steps: tuple[int, ...]) -> Row:
     """Hyper-parameters of one net, drawn from the search space.
 
     Widths 4-10 of both layers, 20-200 units of a rich encoder, Adam's rate log-uniform on (1e-3, 3e-2), initial weights
-    of standard deviation uniform on (.01, 1); a single RBM has 1-19 hidden units.
+    of standard deviation uniform on (.01, 1).
     """
     random = np.random.default_rng(seed)
     return {
@@ -35,10 +36,14 @@ def configuration(seed: int, *, steps: tuple[int, ...]) -> Row:
         "inference": int(random.integers(20, 201)),
         "lr": float(np.exp(random.uniform(np.log(1e-3), np.log(3e-2)))),
         "scale": float(random.uniform(0.01, 1)),
-        "units": int(random.integers(1, 20)),
         "steps": int(random.choice(steps)),
         "seed": seed,
     }
+
+
+def units(n1: int, n2: int, D: int) -> int:
+    """The most hidden units of a single RBM on D pixels with no more parameters than layers of n1 and n2 units have."""
+    return n1 + (n1 + 1) * n2 // (D + 1)  # D + u (D + 1) <= D + n1 (D + 1) + n1 n2 + n2
 
 
 def measure(cell: Row) -> Row:
@@ -96,10 +101,12 @@ def _model(cell: Row, train: lab.Table, **options: Any) -> layerwise.Model:
     return layerwise.Model.for_data(train, **{**shape, **options})
 
 
-def _machine_alone(cell: Row, train: lab.Table) -> tuple[layerwise.Model, None]:
-    model = _model(cell, train, hidden=[], top_hidden=cell["units"])
+def _machine_alone(cell: Row, train: lab.Table, criterion: str) -> tuple[layerwise.Model, None]:
+    """A single RBM; its only phase is as long as two, so that depth is not bought with steps."""
+    model = _model(cell, train, hidden=[], top_hidden=units(cell["n1"], cell["n2"], train["x"].shape[1]))
     guide = layerwise.guide(model, train.peek())
-    _fit(model, guide, train, cell, layerwise.phases(model, guide, top_criterion="TopCD"))
+    longer = {**cell, "steps": 2 * cell["steps"]}
+    _fit(model, guide, train, longer, layerwise.phases(model, guide, top_criterion=criterion))
     return model, None
 
 
@@ -143,7 +150,8 @@ def _free(cell: Row, train: lab.Table) -> tuple[layerwise.Model, nn.Module]:
 
 
 METHODS: dict[str, Callable[[Row, lab.Table], tuple[layerwise.Model, nn.Module | None]]] = {
-    "RBM": _machine_alone,
+    "RBM": partial(_machine_alone, criterion="TopCD"),
+    "RBM, exact": partial(_machine_alone, criterion="Top"),
     "stacked RBM": partial(_stacked, criterion="CD"),
     "stacked RBM, exact": partial(_stacked, criterion="ExactRBM"),
     "AE": partial(_encoded, family="Vanilla", criterion="MeanField"),
