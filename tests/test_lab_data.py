@@ -17,7 +17,7 @@ import torch
 from sklearn import datasets
 
 from zoo.lab import sets, sources, uci
-from zoo.lab.data import DataError, Split, Table, Transform, catalogue, load, read, splits
+from zoo.lab.data import DataError, Split, Table, Transform, catalogue, load, load_x, read, rounds, splits
 
 
 @pytest.fixture(autouse=True)
@@ -562,3 +562,43 @@ def test_catalogue_sizes_are_the_real_ones(entry: dict[str, str | int]) -> None:
     assert (parts.train.classes is not None) == (entry["kind"] == "classes")
     names = {"density": {"x"}, "generated": {"x"}, "compositions": {"y"}}.get(str(entry["kind"]), {"x", "y"})
     assert parts.test.all().keys() == names
+
+
+def bits(tmp_path: Path, **columns: object) -> Path:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.integers(0, 2, (40, 4)), columns=list("abcd")).assign(**columns)
+    return csv(frame, tmp_path)
+
+
+def test_binary_columns_of_an_own_file_stay_raw_for_a_density(tmp_path: Path) -> None:
+    """Without a target every column is x, and as many splits can be had as with one."""
+    path = bits(tmp_path, grey=np.linspace(0, 1, 40))
+    train, _, test = load_x(path, split=1)
+    raw = pd.read_csv(path)
+    assert train.columns == ("a", "b", "c", "d", "grey") and list(train.tensors) == ["x"]
+    both = torch.cat([train["x"], test["x"]])
+    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, raw.to_numpy(float).tolist()))
+    assert train.units == {"x": "as in the file, 0 to 1"} and rounds(path) == 20
+    assert train.transform is not None and torch.equal(train.transform.apply(raw[:3]), torch.tensor(raw[:3].to_numpy()))
+
+
+def test_a_target_is_left_out_of_a_density_and_that_is_said(tmp_path: Path) -> None:
+    train, _, _ = load_x(bits(tmp_path), target="b")
+    assert train.columns == ("a", "c", "d") and "without the column 'b'; split 0" in train.provenance
+
+
+def test_columns_beyond_0_and_1_are_standardised_for_a_density_and_that_is_said(tmp_path: Path) -> None:
+    train, _, _ = load_x(bits(tmp_path, age=range(40)))
+    assert "standardised, since column 'age' holds 2, outside [0, 1]" in train.provenance
+    torch.testing.assert_close(train["x"].mean(0), torch.zeros(5))
+    text, _, _ = load_x(bits(tmp_path, kind=["u", "v"] * 20))
+    assert text.columns == ("a", "b", "c", "d", "kind=u", "kind=v") and set(text["x"].flatten().tolist()) == {0.0, 1.0}
+
+
+def test_known_sets_lose_their_labels_for_a_density() -> None:
+    assert list(load_x("digits").train.tensors) == ["x"] and load_x("digits").train.classes is None
+    assert torch.equal(load_x("digits").train["x"], load("digits").train["x"])
+    assert torch.equal(load_x("diabetes").train["x"], load("diabetes").train["x"])
+    assert torch.equal(load_x("tea").valid["x"], load("tea").valid["x"])
+    with pytest.raises(DataError, match="diabetes has its own target"):
+        load_x("diabetes", target="bmi")

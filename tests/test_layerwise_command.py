@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -115,6 +116,19 @@ def test_a_density_whose_likelihood_cannot_be_enumerated_is_scored_by_importance
     found = lab.compare({"Rich": fit}, test.to(dtype=torch.float64), draws=30)
     assert "importance-weighted" in found.caption and found.scores[0].loglik[0] < -40
     assert any("Monte Carlo error of the importance-weighted log-lik" in note for note in found.notes)
+
+
+def test_an_own_file_needs_no_target_and_its_bits_stay_bits(zoo: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    frame = pd.DataFrame(torch.bernoulli(torch.full((60, 3), 0.3)).int().numpy(), columns=["a", "b", "c"])
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    code, _, _ = zoo("fit", "layerwise", "--data", "my.csv", "--json", "--out", "run", *QUICK)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert code == 0 and manifest["arguments"]["pixels"] == "bernoulli" and manifest["arguments"]["in_features"] == 3
+    code, _, _ = zoo(
+        "compare", "layerwise", "--data", "my.csv", "--target", "b", "--guides", "Rich", "--jobs", "1", *QUICK
+    )
+    assert code == 0
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +85,7 @@ from guides import Guide, Rich, codes, data_plate
 from guides.codes import Tabular, table
 from zoo.lab import accounts, estimators, exact
 from zoo.lab.accounts import Account, HeldOut
-from zoo.lab.data import DataError, Split, Table, load
+from zoo.lab.data import DataError, Split, Table, load_x
 from zoo.lab.estimators import LeaveOneOut, leave_one_out
 from zoo.lab.layers import AggregatedPosterior, BitsPrior, Decoder, GaussianDecoder, Layered, TablePrior
 from zoo.lab.ledger import Claim
@@ -467,12 +466,8 @@ def _guide_parameters(guide: Any, layer: int) -> list[nn.Parameter]:
 
 
 def data(name: str = "tea", *, split: int = 0, **options: Any) -> Split:
-    """Any table of `zoo.lab.data.load` without its labels."""
-    return Split(*(None if part is None else _unlabelled(part) for part in load(name, split=split, **options)))  # type: ignore[arg-type]
-
-
-def _unlabelled(part: Table) -> Table:
-    return replace(part, tensors={"x": part["x"]}, classes=None)
+    """Any table of `zoo.lab.data`, x alone: columns in [0, 1] as they are, labels left out."""
+    return load_x(name, split=split, **options)
 
 
 class Tables(NamedTuple):

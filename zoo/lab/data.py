@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from zoo.lab import sources
 from zoo.lab.frames import Transform
 from zoo.lab.partitions import splits
-from zoo.lab.raw import Targets
+from zoo.lab.raw import Source, Targets
 from zoo.lab.readers import read
 from zoo.lab.sources import catalogue, obtain
 from zoo.lab.tables import Batch, Batches, DataError, Split, Table
@@ -29,6 +29,7 @@ __all__ = [
     "Transform",
     "catalogue",
     "load",
+    "load_x",
     "obtain",
     "read",
     "rounds",
@@ -77,7 +78,30 @@ def load(
         >>> load("tea", split=3).valid
         Table('tea', N=81, x=(81, 100))
     """
-    found = sources.fetch(os.fspath(name), download=download).chosen(target, features)
+    return _split(sources.fetch(os.fspath(name), download=download).chosen(target, features), split, valid)
+
+
+def load_x(
+    name: str | os.PathLike[str],
+    *,
+    split: int = 0,
+    target: Targets = None,
+    valid: float = 0.0,
+    features: Sequence[str] | None = None,
+    download: bool = False,
+) -> Split:
+    """One split of `x` alone, for a model of its density; arguments and splits as in `load`.
+
+    Columns of a table that all lie in [0, 1] stay as they are, else all are standardised, and the provenance says so. A
+    file of the user's own needs no target: every column is x. With one that column is left out, and that is said too.
+
+    Raises:
+        DataError: see `load`.
+    """
+    return _split(sources.fetch(os.fspath(name), download=download).alone(target, features), split, valid)
+
+
+def _split(found: Source, split: int, valid: float) -> Split:
     if not 0 <= split < found.parts.rounds:
         there = f"splits 0 to {found.parts.rounds - 1}" if found.parts.rounds > 1 else "one split, 0"
         raise DataError(f"{found.name}: split {split} is out of range; it has {there}")
@@ -91,4 +115,5 @@ def rounds(name: str | os.PathLike[str], *, target: Targets = None) -> int:
     Raises:
         DataError: see `load`.
     """
-    return sources.fetch(os.fspath(name), download=False).chosen(target, None).parts.rounds
+    found = sources.fetch(os.fspath(name), download=False)
+    return (found if target is None else found.chosen(target, None)).parts.rounds

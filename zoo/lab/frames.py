@@ -32,14 +32,9 @@ def select(frame: pd.DataFrame, targets: Sequence[str], features: Sequence[str] 
     """The feature columns and, last, the targets.
 
     Raises:
-        DataError: a column is unknown, the target is not given or among the features, or no feature is left.
+        DataError: a column is unknown, a target is among the features, or no feature is left.
     """
     columns = [str(column) for column in frame.columns]
-    if not targets:
-        raise DataError(
-            f"{name}: which column is the target? Give --target NAME (target='NAME' in Python), one of: "
-            f"{', '.join(columns)}"
-        )
     chosen = [column for column in columns if column not in targets] if features is None else list(features)
     for column in (*targets, *chosen):
         if column not in columns:
@@ -175,6 +170,10 @@ class Transform:
         size = len(columns)
         mean, sd = torch.zeros(size, dtype=torch.float64), torch.full((size,), divisor, dtype=torch.float64)
         return cls(tuple(columns), {}, mean, sd)
+
+    def raw(self) -> Transform:
+        """The same columns and levels, unscaled."""
+        return Transform(self.columns, self.levels, torch.zeros_like(self.mean), torch.ones_like(self.sd))
 
     @property
     def names(self) -> tuple[str, ...]:

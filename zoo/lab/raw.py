@@ -28,6 +28,8 @@ class Frame:
         partition: how it is split; None: 90/10, row by row.
         divisor: pixels are divided by this; None means that x is standardised.
         own: whether the columns are the user's, so that any of them may be the target.
+        note: what was done to the source's columns, for the provenance.
+        whole: whether x is all there is, for a model of its density: columns in [0, 1] are then left as they are.
     """
 
     frame: pd.DataFrame
@@ -38,6 +40,8 @@ class Frame:
     partition: Partition | None = None
     divisor: float | None = None
     own: bool = False
+    note: str = ""
+    whole: bool = False
 
     @property
     def parts(self) -> Partition:
@@ -50,10 +54,35 @@ class Frame:
             DataError: they are not there, not allowed, or hold what is no number and no category.
         """
         targets = self._targets(target)
+        if not targets:
+            raise DataError(
+                f"{self.name}: which column is the target? Give --target NAME (target='NAME' in Python), one of: "
+                f"{', '.join(map(str, self.frame.columns))}"
+            )
+        frame = self._checked(targets, features)
+        return replace(self, frame=frame, targets=targets, unit=self.unit or f"as in the column {', '.join(targets)}")
+
+    def alone(self, target: Targets, features: Sequence[str] | None) -> Frame:
+        """The set without targets: every column of an own file that is not named as one, or the features.
+
+        Raises:
+            DataError: see `chosen`.
+        """
+        targets = self._targets(target)
+        frame = self._checked(targets, features).drop(columns=list(targets))
+        note = f"without the column {', '.join(map(repr, targets))}" if self.own and targets else ""
+        strange = next((column for column in frame if not _within(frame[column])), None)
+        if strange is not None and not self.divisor:
+            values = frames.numbers(frame[strange])
+            value = values[(values < 0) | (values > 1)][0]
+            note += f"{note and '; '}standardised, since column {str(strange)!r} holds {value:g}, outside [0, 1]"
+        return replace(self, frame=frame, targets=(), note=note, whole=True)
+
+    def _checked(self, targets: tuple[str, ...], features: Sequence[str] | None) -> pd.DataFrame:
         frame = self.frame.drop(columns=[column for column in self.targets if column not in targets])
         frame = frames.select(frame, targets, features, name=self.name)
         screening.check(frame, name=self.name)
-        return replace(self, frame=frame, targets=targets, unit=self.unit or f"as in the column {', '.join(targets)}")
+        return frame
 
     def _targets(self, target: Targets) -> tuple[str, ...]:
         wanted = (target,) if isinstance(target, str) else tuple(target or self.targets)
@@ -77,19 +106,33 @@ class Frame:
         for column in y:
             _check_varies(y[column].iloc[train], name=self.name)
             _check_resolved(y[column].iloc[train], name=self.name)
-        columns = [str(column) for column in x]
-        transform = Transform.rescale(columns, self.divisor) if self.divisor else Transform.fit(x.iloc[train])
-        answer, classes = frames.targets_tensor(y, name=self.name)
-        units = {"x": "pixel intensity, 0 to 1" if self.divisor else "training standard deviations; categories 0/1"}
-        return Table(
-            {"x": transform.apply(x), "y": answer},
+        transform, unit = self._transform(x, train)
+        table = Table(
+            {"x": transform.apply(x)},
             name=self.name,
-            units={**units, "y": "class index" if classes else self.unit},
-            provenance=self.provenance,
+            units={"x": unit},
+            provenance="; ".join(filter(None, [self.provenance, self.note])),
             columns=transform.names,
-            classes=classes,
             transform=transform,
         )
+        if not self.targets:
+            return table
+        answer, classes = frames.targets_tensor(y, name=self.name)
+        units = {**table.units, "y": "class index" if classes else self.unit}
+        return replace(table, tensors={**table.tensors, "y": answer}, units=units, classes=classes)
+
+    def _transform(self, x: pd.DataFrame, train: np.ndarray) -> tuple[Transform, str]:
+        if self.divisor:
+            return Transform.rescale([str(column) for column in x], self.divisor), "pixel intensity, 0 to 1"
+        fitted = Transform.fit(x.iloc[train])
+        if self.whole and all(_within(x[column]) for column in x):
+            return fitted.raw(), "as in the file, 0 to 1"
+        return fitted, "training standard deviations; categories 0/1"
+
+
+def _within(column: pd.Series) -> bool:
+    """Whether a column can be pixels as it is: numbers in [0, 1], or levels, which become 0/1."""
+    return not frames.is_number(column) or bool(column.between(0, 1).all())
 
 
 @dataclass(frozen=True)
@@ -129,6 +172,17 @@ class Arrays:
             known = ", ".join(self.labelled) or "leave target out"
             raise DataError(f"{self.name} has no target {target!r} to choose; {known}")
         return replace(self.labelled[target], name=self.name, provenance=self.provenance)
+
+    def alone(self, target: Targets, features: Sequence[str] | None) -> Arrays:
+        """The set without its target.
+
+        Raises:
+            DataError: see `chosen`; the set has no x.
+        """
+        found = self.chosen(target, features)
+        if "x" not in found.tensors:
+            raise DataError(f"{self.name} has no 'x', only {', '.join(found.tensors)}; choose data that have it")
+        return replace(found, tensors={"x": found.tensors["x"]}, classes=None)
 
     def tables(self, rows: Rows, split: int) -> dict[str, Table]:
         """The parts; x in torch's default dtype."""
