@@ -376,8 +376,6 @@ class Level(nn.Module):
 class Nothing(nn.Module):
     """The empty guide of a model without latents."""
 
-    joint_density = False  # of a pseudo-model: no bound on anything
-
     def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         super().__init__()
 
@@ -572,8 +570,7 @@ def remarks(model: nn.Module) -> list[str]:
     if isinstance(model, Contractive):
         return [f"Levels {layers}; a stack of auto-encoders has no density, and its walk no known target."]
     told = [f"Layers {layers}."]
-    if isinstance(model, Model) and not model.prior.enumerable:
-        found = model.prior.anneal()
+    if isinstance(model, Model) and (found := model.annealed) is not None:
         told.append(f"log Z of the top by annealed importance sampling: {found.log_z:.2f} ± {found.error:.2f} nats.")
     return told
 
@@ -602,4 +599,17 @@ EQUATIONS = {
     "mix.21": geometry.linear_error,
 }
 
-CLAIMS: tuple[Claim, ...] = ()
+CLAIMS = (
+    Claim("C1", "Chains at level 2 of a DBN visit more classes than at level 1 (here: digits).", source="abstract"),
+    Claim("C2", "Chains at level 2 of stacked auto-encoders visit more classes than at level 1.", source="abstract"),
+    Claim("C3", "Samples of deeper models score better under a Parzen window.", source="cited",
+          number="DBN-2: MNIST 138 ± 2, TFD 1909 ± 66; stacked CAE: MNIST 121 ± 1.6, TFD 2110 ± 50"),
+    Claim("C4", "Interpolations decoded from deeper levels stay closer to the data.", source="cited"),
+    Claim("C5", "Isotropic noise hurts less at deeper levels.", source="cited"),
+    Claim("C6", "A linear classifier does better on deeper levels.", source="cited"),
+    Claim("C7", "From a one-class start the class law is forgotten faster at deeper levels.", source="abstract"),
+    Claim("C8", "With the same target P(x), walking at the top beats walking in x (ours).", source="unknown"),
+    Claim("C9", "Shuffled upper weights may visit more classes, but fit and rejection tell (ours).", source="unknown"),
+    Claim("C10", "Class visits of block Gibbs never exceed those of independent draws.", source="checked"),
+    Claim("C11", "The Parzen score may misrank models.", source="cited"),
+)  # fmt: skip

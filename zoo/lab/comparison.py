@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from torch.distributions import kl_divergence
 
-from guides.sites import kl_registered, paired_sites
+from guides.sites import kl_registered, latent_sites, paired_sites
 from zoo.lab import figures, khat, scores
 from zoo.lab.estimators import importance_score
 from zoo.lab.pareto import threshold
@@ -32,6 +32,7 @@ VARIANT = "log of the mean predictive density over draws of all latents (loglik_
 NO_DENSITY = "none, since the model has no density"
 EXACT = "exact, by enumeration of all latents"
 ESTIMATED = "importance-weighted over draws of the latents, too low in expectation"
+ANNEALED = "log Z annealed, which makes it too high in expectation"
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Score:
         elbo: the bound on the training data; empty where it is none (point estimates).
         evidence: exact log evidence of the training data under the trained model; empty where it is not known.
         kl: {site: KL(q || prior) in nats} on the first split, where known in closed form.
-        loglik_error: largest Monte Carlo error of an importance-weighted log-likelihood; None where it is exact.
+        variant: which log-likelihood it is.
+        loglik_error: largest Monte Carlo error of an estimated log-likelihood, of weights and log Z; None where exact.
         measured: {heading: one for each split}, what the paper measures besides.
         khat: Pareto k-hat of the joint importance weights on the first split; None where it is refused or too costly.
     """
@@ -61,6 +63,7 @@ class Score:
     evidence: list[float] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
     khat: float | None = None
+    variant: str = VARIANT
     loglik_error: float | None = None
     measured: dict[str, list[float]] = field(default_factory=dict)
 
@@ -227,6 +230,7 @@ class Comparison:
             "converged": score.converged,
             "kl": score.kl,
             "khat": None if score.khat is None else _finite(score.khat),
+            **({"loglik_error": _finite(score.loglik_error)} if score.loglik_error is not None else {}),
         }
 
 
@@ -255,18 +259,18 @@ def compare(
         for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
             batch = table.to(device=fit.device).all()
             if not getattr(fit.model, "density", True):
-                variant = NO_DENSITY
+                score.variant = NO_DENSITY
             elif hasattr(fit.model, "loglik"):
-                variant = _score_likelihood(score, fit, batch, draws)
+                score.variant = _score_likelihood(score, fit, batch, draws)
             else:
                 drawn = draw(fit.model, fit.guide, batch, draws)
                 first.setdefault(name, drawn)
-                variant = _score_predictions(score, drawn)
+                _score_predictions(score, drawn)
             _score_bound(score, fit, particles)
             if split == 0:
                 score.kl, score.khat = kl_by_site(fit), _khat(fit)
         found.append(score)
-    comparison = Comparison(found, len(tests), variant=variant)
+    comparison = Comparison(found, len(tests), variant=_variant(found))
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
     comparison.losses = {name: mine[0].curves for name, mine in runs.items() if is_bound(mine[0])}
     comparison.notes = _notes(found, runs, tests)
@@ -289,9 +293,10 @@ def kl_by_site(fit: Fit) -> dict[str, float]:
 def is_bound(fit: Fit) -> bool:
     """Whether the fit's loss is an evidence bound.
 
-    Not if a site is a bare point mass (its density is missing), or if draws follow another law than the one charged.
+    Not if a site is a bare point mass (its density is missing), if draws follow another law than the one charged, or if
+    the model has no density.
     """
-    if not getattr(fit.guide, "joint_density", True):
+    if not getattr(fit.guide, "joint_density", True) or not getattr(fit.model, "density", True):
         return False
     _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
     auxiliary = [site for site in q.values() if site["infer"].get("is_auxiliary")]
@@ -318,12 +323,20 @@ def _score_likelihood(score: Score, fit: Fit, batch: Mapping[str, Any], draws: i
         score.loglik.append(float(value.double().mean()))
         return EXACT
     mean, error = importance_score(fit.model, fit.guide, batch, particles=draws)
+    annealed = getattr(fit.model, "annealed", None)
     score.loglik.append(mean)
-    score.loglik_error = max(error, score.loglik_error or 0.0)
-    return ESTIMATED
+    score.loglik_error = max(math.hypot(error, annealed.error if annealed else 0.0), score.loglik_error or 0.0)
+    biases = [ESTIMATED] * bool(latent_sites(fit.model, batch)) + [ANNEALED] * (annealed is not None)
+    return "; ".join(biases) or EXACT
 
 
-def _score_predictions(score: Score, drawn: Draws) -> str:
+def _variant(found: Sequence[Score]) -> str:
+    """Which log-likelihoods the rows show; by name where they differ."""
+    kinds = list(dict.fromkeys(score.variant for score in found))
+    return kinds[0] if len(kinds) == 1 else "; ".join(f"{score.guide}: {score.variant}" for score in found)
+
+
+def _score_predictions(score: Score, drawn: Draws) -> None:
     out = observed(drawn)
     assert out.log_prob is not None and out.value is not None
     weight = 0.0 if drawn.local is None else drawn.local.double()
@@ -332,7 +345,6 @@ def _score_predictions(score: Score, drawn: Draws) -> str:
         score.error.append(scores.error_rate(out.value, out.mean.mean(0)))
     elif drawn.local is None:  # draws of local latents have seen y: their mean predicts nothing
         score.rmse.append(scores.rmse(out.value.to(out.mean), out.mean.mean(0)))
-    return VARIANT
 
 
 def _score_bound(score: Score, fit: Fit, particles: int) -> None:
@@ -358,8 +370,8 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
             if site.startswith("W") and kl < 0.1:
                 notes.append(f"{score.guide}: q({site}) has returned to its prior (KL {kl:.3f} nats)")
     notes += [
-        f"{score.guide}: Monte Carlo error of the importance-weighted log-lik {score.loglik_error:.2g} nats per datum "
-        "(its bias downwards is not in it)"
+        f"{score.guide}: Monte Carlo error of the log-lik {score.loglik_error:.2g} nats per datum; its bias is not in "
+        f"it ({score.variant})"
         for score in found
         if score.loglik_error is not None
     ]

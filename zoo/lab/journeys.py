@@ -116,13 +116,13 @@ def judge(
     seed: int = 0,
     labeller: Labeller | None = None,
     only: int | None = None,
+    warmup: int | None = None,
 ) -> Journey:
     """Walk from data of different classes, and say how it went.
 
-    A tenth of `steps` is walked before the first draw.
-
     Args:
         chains: M. steps: draws of each. labeller: of the split's training data, if there is one already.
+        warmup: steps before the first draw; a tenth of `steps` if not given.
         only: the class in which all chains start; different ones if not given.
     """
     train = split.train
@@ -138,7 +138,8 @@ def judge(
         parts = [x.sum(-1), g.sum(-1), (x - mean) @ axes[:, 0], (g - mean) @ axes[:, 0], (x - mean) @ axes[:, 1]]
         return torch.cat([x, torch.stack([*parts, *sampler.statistics(s).values()], -1)], -1)
 
-    walked = walk(sampler.step, state, draws=steps, warmup=steps // 10, watch={"all": said}, seed=seed)
+    before = steps // 10 if warmup is None else warmup
+    walked = walk(sampler.step, state, draws=steps, warmup=before, watch={"all": said}, seed=seed)
     D = train["x"].shape[-1]
     x, rest = walked["all"][..., :D], walked["all"][..., D:]
     names = ["pixel sum", "pixel sum | s", "PC 1", "PC 1 | s", "PC 2", *sampler.statistics(state)]
