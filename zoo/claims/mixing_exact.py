@@ -103,7 +103,7 @@ def ceilings(cell: Row) -> Row:
     fifth = torch.full((5,), 0.2, dtype=torch.float64)
     found = markov.visits(cycle, fifth, torch.eye(5), 5)
     return {
-        "cases": cases,
+        "checked": cases,
         "broken": int(broken),
         "closest": closest,
         "cycle": found,

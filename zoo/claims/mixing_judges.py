@@ -150,7 +150,7 @@ def forgets_faster(rows: list[Row]) -> Verdict:
     return Verdict("reproduced" if fine else "not reproduced", summary, found)
 
 
-# Units touched by one step of a DBN 9-6-4, our count: each of nine conditionals P(x_i | x_-i) at the price of x and h_1.
+# Units touched by a step of a DBN 9-6-4, our count: each of nine P(x_i | x_-i) at the price of x and h_1.
 WORK = {"sweep": 9 * (9 + 6), "alternate": 9 + 6, "top": 6 + 4}
 STATISTICS = ("pixel sum", "x_0", "rows", "columns")
 
