@@ -18,7 +18,7 @@ from worlds import assert_same, brute, built, data, gradients, rows_of, shaken
 import guides
 from guides.codes import index, states, table
 from zoo import layerwise
-from zoo.lab import accounts, exact
+from zoo.lab import accounts, exact, rbm
 from zoo.lab.data import DataError, load
 from zoo.lab.generated import tea
 from zoo.lab.training import TrainingError
@@ -161,7 +161,8 @@ def test_what_cannot_be_enumerated_has_no_exact_likelihood(options: dict[str, An
     if not within:
         assert model.loglik(torch.zeros(2, model.in_features)) is None
         assert layerwise.evidence(model, rows_of(torch.zeros(2, model.in_features))) is None
-        assert any("importance-weighted estimates" in line for line in layerwise.remarks(model))
+        told = " ".join(layerwise.remarks(model))
+        assert ("importance-weighted estimates" in told) == bool(model.hidden), "without latents nothing is weighted"
         with pytest.raises(TrainingError, match="exact evidence of this model is out of reach; fine-tune with VIMCO"):
             Evidence()(model, lambda **_: None)(x=torch.zeros(2, model.in_features))
 
@@ -301,8 +302,40 @@ def test_uniform_tea_and_remarks() -> None:
     assert "no training log-likelihood per datum exceeds -5.493" in layerwise.remarks(model)[1]
     assert layerwise.remarks(Model(4, (3, 2), pixels="gaussian")) == [
         "Layers 4 - 3 - 2, top rbm.",
-        "Gaussian pixels: densities.",
+        "Gaussian pixels: log-likelihoods are log densities, in the units of x, and have no ceiling.",
     ]
+
+
+@pytest.mark.parametrize(("kind", "ceiling"), [("bits", True), ("grey", False), ("gaussian", False)])
+def test_only_bits_have_a_ceiling(kind: str, ceiling: bool) -> None:
+    x = {"bits": data(12, 4), "grey": 0.5 * data(12, 4), "gaussian": 9 * data(12, 4)}[kind]
+    model: Any = Model.for_data(rows_of(x), hidden=[3])
+    told = " ".join(layerwise.remarks(model))
+    assert model.binary is ceiling and ("exceeds" in told) is ceiling
+    assert (layerwise.account(model, Posterior(model, {"x": x}), x).ceiling is not None) is ceiling
+
+
+def test_a_density_can_stand_above_the_data_entropy() -> None:
+    """One constant pixel and a narrow normal: the "ceiling" would be false."""
+    model: Any = Model(1, (1,), 3, top="bits", pixels="gaussian", entropy=math.log(3))
+    with torch.no_grad():
+        model.decoders[0].W.zero_(), model.decoders[0].log_sd.fill_(-9.0)
+    assert float(model.loglik(torch.zeros(3, 1)).mean()) > 0 > -model.entropy
+
+
+def test_the_remark_tells_the_very_estimate_of_log_z_that_scores_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rbm, "BITS", 2)
+    model: Any = Model(6, (), 12, top_hidden=5, scale=1.0)
+    x = data(12, 6)
+    with torch.no_grad():
+        value = model.prior().log_prob(x)
+    used = float((-model.prior.free_energy(x) - value).mean().detach())
+    assert used == pytest.approx(model.annealed.log_z, abs=1e-12)
+    assert f"importance sampling: {used:.2f} ± {model.annealed.error:.2f} nats, too low" in layerwise.remarks(model)[-1]
+    with torch.no_grad():
+        model.prior.b.add_(1.0)
+    assert model.annealed.log_z != used, "made anew for other parameters"
+    assert Model(6, (), 12, top="bits").annealed is None
 
 
 def test_data_have_no_labels() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from zoo import lab, layerwise
-from zoo.lab import experiments, runs
+from zoo.lab import comparison, experiments, rbm, runs
 from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.experiments import Plan, Recipe
 
@@ -115,7 +115,31 @@ def test_a_density_whose_likelihood_cannot_be_enumerated_is_scored_by_importance
     )
     found = lab.compare({"Rich": fit}, test.to(dtype=torch.float64), draws=30)
     assert "importance-weighted" in found.caption and found.scores[0].loglik[0] < -40
-    assert any("Monte Carlo error of the importance-weighted log-lik" in note for note in found.notes)
+    assert any("Monte Carlo error of the log-lik" in n and "too low in expectation)" in n for n in found.notes)
+
+
+def test_an_annealed_log_z_is_told_with_its_error_and_the_direction_of_its_bias(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without latents nothing is weighted: the only error is that of log Z, common to all data."""
+    monkeypatch.setattr(rbm, "BITS", 2)
+    train, _, test = (part.to(dtype=torch.float64) for part in layerwise.data("tea"))
+    fits = {}
+    for name, hidden in (("alone", []), ("deep", [21])):
+        model = layerwise.Model.for_data(train, hidden=hidden, top_hidden=5).double()
+        guide = layerwise.guide(model, train.peek()).double()
+        phases = layerwise.phases(model, guide)
+        fits[name] = lab.fit(model, guide, [train.all()], layerwise.bound(guide), epochs=1, phases=phases)
+    alone = lab.compare({"alone": fits["alone"]}, test, draws=5)
+    (score,) = alone.scores
+    assert score.variant == comparison.ANNEALED and "too high in expectation" in alone.caption
+    assert score.loglik_error == pytest.approx(fits["alone"].model.annealed.error)
+    assert score.loglik[0] == pytest.approx(float(fits["alone"].model.log_evidence(test["x"]).mean().detach()))
+    both = lab.compare(fits, test, draws=5)
+    assert both.scores[1].variant == f"{comparison.ESTIMATED}; {comparison.ANNEALED}"
+    assert both.scores[1].loglik_error > fits["deep"].model.annealed.error, "errors add in quadrature"
+    assert f"alone: {comparison.ANNEALED}; deep: {comparison.ESTIMATED}" in both.variant
+    assert both.to_dict()["results"][0]["loglik_error"] == score.loglik_error
 
 
 def test_an_own_file_needs_no_target_and_its_bits_stay_bits(zoo: Run, tmp_path: Path) -> None:

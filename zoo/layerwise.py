@@ -18,7 +18,7 @@ Guide: any q(h_1|x) q(h_2|h_1) ...; it is no part of the model, so it may be as 
 
 Bound of a bottom layer that does not know its top: the best latent marginal (BLM), and what lies below it.
 
-    lw.4    U_D(theta_I) = max over all laws Q of L_D(theta_I, Q);  L_D(theta_I, P_J) <= U_D <= -H(P_D)
+    lw.4    U_D(theta_I) = max over all laws Q of L_D(theta_I, Q);  L_D(theta_I, P_J) <= U_D, for bits <= -H(P_D)
     lw.5    max_q L_D(theta_I, q_D) = U_D, q over all conditionals
     lw.6    at theta_I, q maximal for lw.5: P_J = q_D gives the global maximum of the deep likelihood; any P_J misses
             it by at most KL(q_D || P_J)
@@ -74,6 +74,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -111,6 +112,7 @@ class Model(Layered):
         pixels: "bernoulli" or "gaussian".
         entropy: H(P_D) of the training data in nats, log N for N distinct data.
         scale: standard deviation of the initial weights.
+        binary: whether every x is 0 or 1; grey values in [0, 1] count as probabilities, and have no ceiling.
 
     Raises:
         DataError: an unknown top or kind of pixels, widths that no top can have.
@@ -127,11 +129,12 @@ class Model(Layered):
         pixels: str = "bernoulli",
         entropy: float = 0.0,
         scale: float = 0.1,
+        binary: bool = True,
     ) -> None:
         super().__init__()
         self.in_features, self.hidden, self.N = in_features, list(hidden), N
         self.top, self.top_hidden, self.pixels = top, top_hidden, pixels
-        self.entropy, self.scale = float(entropy), scale
+        self.entropy, self.scale, self.binary = float(entropy), scale, binary
         if pixels not in PIXELS:
             raise DataError(f"pixels are {' or '.join(PIXELS)}, not {pixels!r}")
         widths = [in_features, *hidden]
@@ -200,15 +203,19 @@ class Model(Layered):
         if pixels == "bernoulli" and not within:
             raise DataError(f"x of {train.name} lies outside [0, 1]: choose pixels=gaussian")
         pixels = pixels or ("bernoulli" if within else "gaussian")
-        if not hidden and bool(((x != 0) & (x != 1)).any()):
+        binary = _is_binary(x)
+        if not hidden and not binary:
             raise DataError(f"x of {train.name} is not binary: without a hidden layer it would have a prior on bits")
         entropy = exact.entropy(exact.distinct(x.double())[1])
-        model = Model(
-            x.shape[-1], hidden, len(train), top=top, top_hidden=top_hidden, pixels=pixels, entropy=entropy, scale=scale
-        )
+        options: dict[str, Any] = {"top": top, "top_hidden": top_hidden, "pixels": pixels, "scale": scale}
+        model = Model(x.shape[-1], hidden, len(train), entropy=entropy, binary=binary, **options)
         if isinstance(model.prior, AggregatedPosterior):
             model.prior.data.copy_(x)
         return model
+
+
+def _is_binary(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
 
 
 class Posterior(nn.Module):
@@ -507,10 +514,9 @@ def promise(model: Model, x: Tensor, *, steps: int = 2000) -> float:
 
 def account(model: Model, guide: nn.Module, x: Tensor, *, steps: int = 2000) -> Account:
     """Every bound of the bottom layer on the data x (N, D), exactly, in nats per datum; see `accounts.Account`."""
-    found = tables(model, guide, x)
-    return accounts.account(
-        found.T, found.log_q, found.log_prior, found.log_w, mean_field=found.mean_field, steps=steps
-    )
+    T, log_q, log_prior, log_w, mean_field = tables(model, guide, x)
+    found = accounts.account(T, log_q, log_prior, log_w, mean_field=mean_field, steps=steps)
+    return found if model.pixels == "bernoulli" and _is_binary(x) else replace(found, ceiling=None)
 
 
 def held_out(model: Model, guide: nn.Module, train: Tensor, valid: Tensor, *, steps: int = 2000) -> HeldOut:
@@ -530,19 +536,26 @@ def evidence(model: Model, train: Table) -> float | None:
 def remarks(model: Model) -> list[str]:
     """What belongs beside every result: the sizes, the ceiling, and how log Z was had."""
     layers = " - ".join(str(n) for n in [model.in_features, *model.hidden])
-    ceiling = (
+    told = [f"Layers {layers}, top {model.top}.", _ceiling(model)]
+    if not model.enumerable and model.hidden:
+        told.append("The likelihood cannot be enumerated here: log-likelihoods are importance-weighted estimates.")
+    annealed = model.annealed
+    if annealed is not None:
+        told.append(
+            f"log Z of the top by annealed importance sampling: {annealed.log_z:.2f} ± {annealed.error:.2f} nats, too "
+            "low in the mean, so that likelihoods and bounds are too high."
+        )
+    return told
+
+
+def _ceiling(model: Model) -> str:
+    if model.pixels != "bernoulli":
+        return "Gaussian pixels: log-likelihoods are log densities, in the units of x, and have no ceiling."
+    if not model.binary:
+        return "x is not binary: grey values count as probabilities, and the data entropy is no ceiling."
+    return (
         f"Data entropy {model.entropy:.3f} nats, so no training log-likelihood per datum exceeds {-model.entropy:.3f}."
     )
-    told = [
-        f"Layers {layers}, top {model.top}.",
-        ceiling if model.pixels == "bernoulli" else "Gaussian pixels: densities.",
-    ]
-    if not model.enumerable:
-        told.append("The likelihood cannot be enumerated here: log-likelihoods are importance-weighted estimates.")
-    if isinstance(model.prior, RBM) and not model.prior.enumerable:
-        found = model.prior.anneal()
-        told.append(f"log Z of the top by annealed importance sampling: {found.log_z:.2f} ± {found.error:.2f} nats.")
-    return told
 
 
 def books(fit: Fit, split: Split) -> list[str]:

@@ -17,7 +17,8 @@ class Account:
     """One bottom layer with one q and one top, in nats per datum; from the ceiling down, where theorems order them.
 
     Attributes:
-        ceiling: -H(P_D). blm: U_D, within `certificate` of its value. criterion: L_D(theta_I, q_D).
+        ceiling: -H(P_D), where x is discrete; None of densities and grey values, which have none.
+        blm: U_D, within `certificate` of its value. criterion: L_D(theta_I, q_D).
         elbo_aggregated: ELBO with q_D as prior. codes, reconstruction: the auto-encoder bounds in sum and expectation
             form. deep: L_D(theta_I, P_J).
         elbo: ELBO with P_J as prior. information: I_q(x; h). kl: KL(q_D || P_J), which bounds the loss of a poor top
@@ -25,7 +26,7 @@ class Account:
         mean_field: the classical auto-encoder's loss, no bound: it may stand above the BLM.
     """
 
-    ceiling: float
+    ceiling: float | None
     blm: float
     certificate: float
     criterion: float

@@ -126,6 +126,11 @@ class Layered(nn.Module):
         sizes = [sum(pair) for pair in pairwise(self.hidden)]
         return max(self.hidden) <= BITS and max(sizes, default=0) <= EXACT_BITS
 
+    @property
+    def annealed(self) -> Any:
+        """The estimate of the top's log Z by which this model is scored, `rbm.AIS`; None where log Z is exact."""
+        return self.prior.annealing() if hasattr(self.prior, "annealing") else None
+
     @torch.no_grad()
     def loglik(self, x: Tensor, **ignored: Any) -> Tensor | None:
         """The exact log-likelihood of each datum, nats, (n,); None where it cannot be enumerated."""

@@ -39,10 +39,12 @@ class RBM(nn.Module):
 
     Attributes:
         W: (visible, hidden). b: (visible,). c: (hidden,).
+        annealed: the last estimate of log Z by `anneal`, with its error; None before.
     """
 
     particles: Tensor
     estimate: Tensor
+    annealed: AIS | None = None
     annealed_at: tuple[int, ...] = ()
 
     def __init__(self, visible: int, hidden: int, *, scale: float = 0.1, particles: int = 100) -> None:
@@ -101,13 +103,20 @@ class RBM(nn.Module):
                 if self.visible <= self.hidden
                 else self.hidden_score(states(self.hidden, like=self.c)).logsumexp(0)  # lw.17
             )
-        changed = self.annealed_at != self._stamp() and not torch.is_grad_enabled()
-        if self.estimate.isinf() or changed:
-            self.anneal()
+        if self.estimate.isinf() or not torch.is_grad_enabled():
+            self.annealing()
         if torch.is_grad_enabled():
             self.particles.copy_(self.gibbs(self.particles))
         surrogate = -self.free_energy(self.particles).mean()
         return self.estimate + surrogate - surrogate.detach()
+
+    def annealing(self) -> AIS | None:
+        """The estimate of log Z for these parameters, made anew if they have changed; None where log Z is exact."""
+        if self.enumerable:
+            return None
+        if self.annealed is None or self.annealed_at != self._stamp():
+            self.anneal()
+        return self.annealed
 
     def log_prob(self, v: Tensor) -> Tensor:
         """log P(v) in nats, (...)."""
@@ -171,8 +180,9 @@ class RBM(nn.Module):
         log_z = log_mean(log_w)
         relative = (log_w - log_z).exp()
         self.estimate.copy_(log_z)
+        self.annealed = AIS(float(log_z), float(relative.std() / math.sqrt(chains)), log_w)
         self.annealed_at = self._stamp()
-        return AIS(float(log_z), float(relative.std() / math.sqrt(chains)), log_w)
+        return self.annealed
 
     def _stamp(self) -> tuple[int, ...]:
         """Changes with every update of the parameters."""

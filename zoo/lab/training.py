@@ -130,6 +130,7 @@ class Fit:
         On one batch if it is given, otherwise on the training data: at once if they are few, else batch by batch.
         """
         loss = self.evidence_bound(self.model, self.guide)
+        _ = getattr(self.model, "annealed", None)  # a log Z kept from the training would be that of older parameters
         batches = _few([_to(b, self.device) for b in (at_epoch(self.batches, 0) if batch is None else [batch])])
         share = torch.tensor([rows(b) for b in batches], dtype=torch.float64)
         share /= share.sum()
