@@ -12,6 +12,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 from torch.nn.functional import softplus
@@ -178,6 +179,7 @@ class ConcreteBits(TorchDistribution):
     support = constraints.independent(constraints.unit_interval, 1)
     has_rsample = True
     relaxation = dist.RelaxedBernoulli
+    relaxed = True  # a draw is no code, so that a bound estimated with it bounds nothing
 
     def __init__(self, logits: Tensor, temperature: float = 0.5, *, validate_args: bool | None = None) -> None:
         self.logits, self.temperature = logits, temperature
@@ -195,9 +197,14 @@ class ConcreteBits(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return (value * self.logits - softplus(self.logits)).sum(-1)
 
+    @property
+    def bits(self) -> TorchDistribution:
+        """The law of the bits, which `log_prob` and `table` are of."""
+        return dist.Bernoulli(logits=self.logits).to_event(1)
+
     def table(self) -> Tensor:
         """The log-probability of every binary code, (*batch, 2^n)."""
-        return table(dist.Bernoulli(logits=self.logits).to_event(1))
+        return table(self.bits)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ConcreteBits:
         return type(self)(self.logits.expand(*batch_shape, -1), self.temperature, validate_args=self._validate_args)
@@ -210,6 +217,14 @@ class StraightThroughBits(ConcreteBits):
     """
 
     relaxation = dist.RelaxedBernoulliStraightThrough
+    relaxed = False
+
+
+class Binary(Messenger):
+    """Within it a guide draws the bits of relaxed laws, not relaxed ones: for scores, which are of binary codes."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = getattr(msg["fn"], "bits", msg["fn"])
 
 
 @register_kl(Tabular, Tabular)

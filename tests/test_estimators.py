@@ -23,7 +23,7 @@ from guides import Guide, codes, data_plate
 from zoo import lab, layerwise
 from zoo.claims import gradients
 from zoo.claims.gradients import elbo, gradient, tables
-from zoo.lab import estimators, exact
+from zoo.lab import estimators, exact, predictive
 from zoo.lab.estimators import (
     ARM,
     VIMCO,
@@ -603,6 +603,24 @@ def test_one_draw_has_no_others(bound: Any) -> None:
 def test_one_draw_is_enough_where_it_can_be_differentiated(bound: Any) -> None:
     here = relaxed(guides.Concrete, 0.5)
     assert gradient(bound(1)(here.model, here.guide)(x=here.x), list(here.guide.parameters())).any()
+
+
+def test_scores_under_a_relaxed_guide_are_of_its_bits() -> None:
+    """The ELBO (K = 1) of the Bernoulli law with the same logits, exactly known; relaxed draws are far from it."""
+    here = relaxed(guides.Concrete, 2.0)
+    truth = float(elbo(*here.tables()).detach()) / len(here.x)
+    batch = {"x": here.x.repeat(2000, 1)}
+    mean, _ = estimators.importance_score(here.model, here.guide, batch, particles=2)
+    one = estimators.importance_bound(here.model, here.guide, batch, particles=1).view(2000, -1).mean(1)
+    spread = float(one.std()) / math.sqrt(len(one))
+    assert abs(float(one.mean()) - truth) < 4 * spread < 0.1 and mean > truth
+    with torch.no_grad():
+        loose = estimators.draw(here.model, here.guide, batch, 1)
+    assert abs(float((loose.log_p - loose.log_q).mean()) - truth) > 10 * spread
+    assert set(predictive.draw(here.model, here.guide, {"x": here.x}, 50).latents["h1"].flatten().tolist()) == {
+        0.0,
+        1.0,
+    }
 
 
 RELAXED = partial(guides.StraightThrough, hidden=(6,), scale=1.0)

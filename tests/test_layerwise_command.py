@@ -155,6 +155,16 @@ def test_an_own_file_needs_no_target_and_its_bits_stay_bits(zoo: Run, tmp_path: 
     assert code == 0
 
 
+def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
+    code, out, _ = zoo("compare", "layerwise", "--guides", "Concrete,StraightThrough", "--splits", "1", "--json",
+                       "--jobs", "1", *QUICK)  # fmt: skip
+    concrete, straight = json.loads(out)["results"]
+    assert code == 0 and concrete["elbo"]["mean"] is None and straight["elbo"]["mean"] < straight["loglik"]["mean"] + 2
+    code, _, _ = zoo("fit", "layerwise", "--guide", "Concrete", "--out", "run", *QUICK)
+    code, out, _ = zoo("diagnose", "run")
+    assert code == 0 and "No bound: draws of h1 are relaxed" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -291,16 +291,24 @@ def kl_by_site(fit: Fit) -> dict[str, float]:
 
 
 def is_bound(fit: Fit) -> bool:
-    """Whether the fit's loss is an evidence bound.
+    """Whether the fit's loss is an evidence bound; `why_no_bound` says why not."""
+    return why_no_bound(fit) is None
 
-    Not if a site is a bare point mass (its density is missing), if draws follow another law than the one charged, or if
-    the model has no density.
-    """
-    if not getattr(fit.guide, "joint_density", True) or not getattr(fit.model, "density", True):
-        return False
+
+def why_no_bound(fit: Fit) -> str | None:
+    """Why the fit's loss is no evidence bound; None if it is one."""
+    if not getattr(fit.model, "density", True):
+        return "the model has no density"
+    if not getattr(fit.guide, "joint_density", True):
+        return "draws follow another law than the one that is charged"
     _, q = paired_sites(fit.model, fit.guide, fit.first_batch())
     auxiliary = [site for site in q.values() if site["infer"].get("is_auxiliary")]
-    return not any(_is_delta(site["fn"]) for site in auxiliary or q.values())
+    if any(_is_delta(site["fn"]) for site in auxiliary or q.values()):
+        return "a point mass has no entropy, so its loss is a log joint; compare predictions"
+    relaxed = [name for name, site in q.items() if getattr(site["fn"], "relaxed", False)]
+    if relaxed:
+        return f"draws of {', '.join(relaxed)} are relaxed, and the loss is read between the codes; compare log-lik"
+    return None
 
 
 def _khat(fit: Fit) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.lab.comparison import is_bound
+from zoo.lab.comparison import why_no_bound
 from zoo.lab.distances import Distance, distance
 from zoo.lab.khat import joint, per_datum, refuse_other_law
 from zoo.lab.pareto import DatumKHats, DiagnosisError, KHat, finite
@@ -84,11 +84,13 @@ def bound(fit: Fit, *, evidence: float | None = None, particles: int = 100) -> B
         evidence: the exact log evidence in nats for the data set, where it is known (a paper's `evidence`).
 
     Raises:
-        DiagnosisError: the guide is a point, whose "bound" is a log joint, or charges another law than it draws from.
+        DiagnosisError: the guide is a point, whose "bound" is a log joint, draws relaxed codes, or charges another law
+            than it draws from.
     """
     refuse_other_law(fit, "bound")
-    if not is_bound(fit):
-        raise DiagnosisError("no bound: a point mass has no entropy, so its loss is a log joint; compare predictions")
+    reason = why_no_bound(fit)
+    if reason:
+        raise DiagnosisError(f"no bound: {reason}")
     return Bound(*fit.elbo(particles=particles), fit.N, evidence)
 
 

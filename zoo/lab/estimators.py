@@ -24,6 +24,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from guides.codes import Binary
 from guides.sites import DATA, rows
 from zoo.lab.checks import TrainingError
 from zoo.lab.exact import log_mean
@@ -362,9 +363,9 @@ def importance_score(
 
 
 def _log_weights(model: Any, guide: Any, batch: Mapping[str, Any], particles: int, chunk: int) -> Iterator[Tensor]:
-    """omega_k (K, m) for some rows of the batch after the other."""
+    """omega_k (K, m) for some rows of the batch after the other; of relaxed laws the weights of their bits."""
     sizes = [min(chunk, particles - begun) for begun in range(0, particles, chunk)]
     for piece in row_pieces(batch, max(1, ROWS_AT_ONCE // chunk)):
-        with torch.no_grad():
+        with torch.no_grad(), Binary():
             parts = [draw(model, guide, piece, size) for size in sizes]
         yield torch.cat([part.log_p - part.log_q for part in parts])

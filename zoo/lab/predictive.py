@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guides import weight_space
+from guides.codes import Binary
 from guides.sites import DATA, paired_sites
 
 ROWS_AT_ONCE = 200_000
@@ -107,7 +108,7 @@ def _nesting(model: Callable[..., Any], batch: Mapping[str, Any]) -> int:
 def _draw(model: Any, guide: Any, batch: Mapping[str, Any], size: int, nesting: int) -> Draws:
     def repeated(program: Callable[..., Any]) -> Callable[..., Any]:
         def run(**batch: Any) -> None:
-            with weight_space(), pyro.plate("draws", size, dim=-1 - nesting) if size > 1 else nullcontext():
+            with weight_space(), Binary(), pyro.plate("draws", size, dim=-1 - nesting) if size > 1 else nullcontext():
                 program(**batch)
 
         return run
