@@ -123,7 +123,11 @@ class Tabular(Codes):
             return states(self.event_shape[0], like=self.logits)[i]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Tabular:
-        return Tabular(self.logits.expand(*batch_shape, -1), validate_args=self._validate_args)
+        new = self._get_checked_instance(Tabular, _instance)
+        new.logits = self.logits.expand(*batch_shape, -1)  # a view: normalising it again would fill the memory
+        super(Tabular, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
 
 class AutoregressiveBits(Codes):

@@ -10,13 +10,15 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
-from worlds import assert_same, built, data, every_draw, gradients, law_of, pair, shaken
+from worlds import assert_same, built, data, every_draw, gradients, law_of, pair, rows_of, shaken
 
-from guides.codes import index, states, table
+from guides.codes import Tabular, index, states, table
 from zoo import layerwise
+from zoo.lab import exact
+from zoo.lab.data import Split
 from zoo.lab.estimators import EstimatorError
 from zoo.lab.rbm import RBM
-from zoo.lab.training import TrainingError
+from zoo.lab.training import Fit, TrainingError
 from zoo.layerwise import Criterion, Reconstruction, TiedRBM, Top
 
 N, D = 7, 5
@@ -188,3 +190,30 @@ def test_one_draw_has_no_others_to_compare_with() -> None:
 def test_a_criterion_is_an_elbo_of_pyro(name: str) -> None:
     kind = layerwise.CRITERIA[name]
     assert issubclass(kind, ELBO) and kind(2).layer == 2 and kind().layer == 1
+
+
+@pytest.mark.equation("lw.3")
+@pytest.mark.parametrize("cells", [2**20, 8, 1])
+def test_an_aggregated_top_is_a_table_in_pieces(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data with repetitions, with its gradient."""
+    monkeypatch.setattr(exact, "CELLS", cells)
+    model, x = built(top="aggregated"), data()
+    x[4:6] = x[0]
+    prior: Any = model.prior
+    prior.data.copy_(x)
+    truth = table(prior.q(x)).exp().mean(0).log()
+    law = prior()
+    assert isinstance(law, Tabular) and law.expand(torch.Size([9])).logits.stride() == (0, 1), "no copies in a plate"
+    torch.testing.assert_close(table(law), truth, rtol=0, atol=1e-12)
+    assert_same(gradients(table(law)[3], prior.q), gradients(truth[3], prior.q))
+    torch.testing.assert_close(law.expand(torch.Size([9])).log_prob(states(3)[5]), truth[5].expand(9))
+
+
+def test_books_that_would_fill_the_memory_are_not_kept_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide, batch = pair()
+    part = rows_of(batch["x"])
+    fit = Fit(model, guide, layerwise.bound(guide), [batch])
+    assert "best latent marginal" in layerwise.books(fit, Split(part, None, part))[0]
+    monkeypatch.setattr(layerwise, "BOOKS", 8 * len(part["x"].unique(dim=0)) - 1)
+    (line,) = layerwise.books(fit, Split(part, None, part))
+    assert line.startswith("no books are kept of") and "they would fill the memory" in line

@@ -95,7 +95,7 @@ from zoo.lab.stacking import CD, PCD, ExactRBM, LayerBound, Seen, TiedRBM, TopCD
 from zoo.lab.training import Fit, Phase, TrainingError
 
 TABLE_BITS = 12  # codes are enumerated in training up to this many bits, drawn beyond
-
+BOOKS = 2**23  # entries of a table up to which `books` are kept: a handful of tables of 64 MiB
 
 PIXELS = {"bernoulli": Decoder, "gaussian": GaussianDecoder}
 
@@ -559,10 +559,16 @@ def _ceiling(model: Model) -> str:
 
 
 def books(fit: Fit, split: Split) -> list[str]:
-    """The account of a trained bottom layer in words; empty where it cannot be enumerated."""
+    """The account of a trained bottom layer in words, or why there is none of a large one; empty beyond enumeration."""
     model: Any = fit.model
     if not model.hidden or not model.enumerable:
         return []
+    parts = [part for part in (split.train, split.valid) if part is not None]
+    cells = max(len(part["x"].unique(dim=0)) for part in parts) * 2 ** model.hidden[0]
+    if cells > BOOKS:
+        return [
+            f"no books are kept of {cells:,} pairs of datum and code, more than {BOOKS:,}: they would fill the memory."
+        ]
     found = account(model, fit.guide, _like(model, split.train), steps=500)
     told = (
         f"on the training data the best latent marginal is {found.blm:.3f} nats per datum, the criterion of q_D "

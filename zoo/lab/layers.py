@@ -162,7 +162,7 @@ class BitsPrior(nn.Module):
 class AggregatedPosterior(nn.Module):
     """q_D, the mixture of q(h | x_n) over the training data; q is that of a guide, and its parameters stay there.
 
-    Until q is shared (`share`) the law is uniform.
+    Until q is shared (`share`) the law is uniform. It is a table where the codes can be enumerated.
     """
 
     data: Tensor
@@ -185,5 +185,8 @@ class AggregatedPosterior(nn.Module):
     def forward(self) -> Distribution:
         if self.q is None:
             return Bernoulli(logits=self.data.new_zeros(self.n), validate_args=False).to_event(1)
-        weights = Categorical(logits=self.data.new_zeros(len(self.data)))
-        return MixtureSameFamily(weights, self.q(self.data))
+        if self.n > BITS:
+            return MixtureSameFamily(Categorical(logits=self.data.new_zeros(len(self.data))), self.q(self.data))
+        rows, log_w = exact.distinct(self.data)
+        parts = zip(*(part.split(max(1, exact.CELLS >> self.n)) for part in (rows, log_w)), strict=True)
+        return Tabular(torch.stack([exact.aggregated(table(self.q(some)), w) for some, w in parts]).logsumexp(0))
