@@ -8,6 +8,7 @@ would have failed: 4 standard errors of all components together, relative to the
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -760,3 +761,27 @@ def test_wake_sleep_is_its_two_losses_one_after_the_other() -> None:
     for parameter, there in zip(every, moved, strict=True):
         torch.testing.assert_close(parameter.detach(), there, rtol=0, atol=0)
     assert float(value) == pytest.approx(float(first.detach()) / (here.model.N or len(here.x)))
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_wake_sleep_resumed_is_bit_for_bit_wake_sleep_never_stopped(stop: int, tmp_path: Path) -> None:
+    """Its optimisers are part of the checkpoint."""
+
+    def train(epochs: int, keep: lab.Checkpoints | None) -> World:
+        here = world()
+        stage = wake_sleep(here.model, here.guide, [{"x": here.x}] * 2, epochs=epochs, lr=0.05, particles=3)
+        lab.run([stage], state={"model": here.model, "guide": here.guide}, keep=keep)
+        return here
+
+    class Stopping(lab.Checkpoints):
+        def offer(self, parts: Any, schedule: Any, done: int) -> None:
+            super().offer(parts, schedule, done)
+            if done == stop:
+                raise KeyboardInterrupt
+
+    whole = train(4, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(4, Stopping(tmp_path, every=0.0))
+    rest = train(4, lab.Checkpoints.resume(tmp_path))
+    for one, two in zip(whole.parameters, rest.parameters, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)

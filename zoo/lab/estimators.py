@@ -300,7 +300,7 @@ def wake_sleep(
             optimiser.step()
         return losses[0].detach() / (getattr(model, "N", None) or rows(batch))
 
-    return Stage("wake-sleep", step, batches, epochs)
+    return Stage("wake-sleep", step, batches, epochs, state={"awake": awake, "asleep": asleep})
 
 
 class ARM(Trace_ELBO):

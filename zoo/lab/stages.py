@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Stage:
         step: called on every batch; with an optimiser its result (nats per datum) is differentiated.
         optimiser: steps after each batch; None if `step` does its own updates.
         scheduler: steps after each optimiser step.
+        state: {name: what has a state dict}, of a `step` that does its own updates: its optimisers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     after_step: Callable[[float], None] = lambda loss: None
     after_epoch: Callable[[], None] = lambda: None
+    state: Mapping[str, Stateful] = field(default_factory=dict)
 
 
 def run(
@@ -53,8 +55,8 @@ def run(
     """Run stages one after the other: one progress bar (on a terminal, once it takes longer than two seconds).
 
     Args:
-        state: {name: what has a state dict and belongs to a checkpoint}: modules, callbacks. Optimisers, schedulers
-            and the global random states are added.
+        state: {name: what has a state dict and belongs to a checkpoint}: modules, callbacks. Optimisers, schedulers,
+            the stages' own state and the global random states are added.
         keep: where checkpoints are written at the ends of epochs, and where to go on from. A resumed run ends with
             the very same parameters, if each epoch's batches are a function of the epoch or of the global random
             states.
@@ -85,6 +87,7 @@ def _own_state(stages: Sequence[Stage]) -> dict[str, Stateful]:
     parts: dict[str, Stateful | None] = {}
     for number, stage in enumerate(stages, 1):
         parts |= {f"optimiser {number}": stage.optimiser, f"scheduler {number}": stage.scheduler}
+        parts |= {f"{name} {number}": part for name, part in stage.state.items()}
     return {name: part for name, part in parts.items() if part is not None}
 
 
