@@ -752,7 +752,7 @@ fits = {
     "heteroscedastic": fits_of(guides.MatrixNormal, "heteroscedastic"),
 }
 comparison = lab.compare(fits, tests, draws=200, particles=20)
-display(comparison.frame[["log-lik", "minus MatrixNormal", "RMSE", "bound", "parameters"]])
+display(comparison.frame[["log-lik", "minus MatrixNormal", "RMSE", "bound", "guide parameters"]])
 print("log-lik: nats per test datum; RMSE: units of y; bound: nats per training datum; ± standard error over splits")
 
 

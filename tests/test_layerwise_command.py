@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from zoo import lab, layerwise
 from zoo.lab import comparison, experiments, rbm, runs
-from zoo.lab.checkpoints import Checkpoints
+from zoo.lab.checkpoints import Checkpoints, Saved
 from zoo.lab.experiments import Plan, Recipe
 
 Run = Callable[..., tuple[int, str, str]]
@@ -72,9 +72,13 @@ def test_fit_as_the_readme_says(zoo: Run, tmp_path: Path) -> None:
     code, out, err = zoo(
         "fit", "layerwise", "--data", "tea", "--top", "rbm", "--guide", "Rich", "--out", "run", *QUICK
     )  # fmt: skip
-    assert code == 0 and "by enumeration" in " ".join(out.split()) and "gap" in out and "wrote run" in err
+    told = " ".join(out.split())
+    assert code == 0 and "by enumeration" in told and "gap" in out and "wrote run" in err
+    assert "- Layers 100 - 4, top rbm." in told and "best latent marginal" in told, "remarks and books"
+    assert "guide parameters model parameters" in told
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     (result,) = scores["results"]
+    assert result["model_parameters"] == 100 * 4 + 100 + 4 * 4 + 4 + 4 and result["parameters"] == 100 * 101 + 404
     assert result["evidence"]["mean"] > result["elbo"]["mean"], "the bound of the deep model, not of the layer"
     assert "exact" in scores["units"]["loglik"] and result["khat"] is None
     saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
@@ -83,6 +87,9 @@ def test_fit_as_the_readme_says(zoo: Run, tmp_path: Path) -> None:
     assert "best latent marginal" in page and "drawn from the model" in page
     code, out, _ = zoo("diagnose", "run")
     assert code == 0 and "exact log evidence" in out and "best latent marginal" in out
+    code, out, _ = zoo("diagnose", "run", "--json")
+    (books,) = (line for line in json.loads(out)["books"] if "best latent marginal is" in line and "training" in line)
+    assert any(line.endswith(books[1:]) for line in scores["about"]), "the same words as beside the scores"
 
 
 def test_options_of_the_paper_go_by_their_own_names(zoo: Run) -> None:
@@ -155,6 +162,31 @@ def test_an_own_file_needs_no_target_and_its_bits_stay_bits(zoo: Run, tmp_path: 
     assert code == 0
 
 
+@pytest.mark.parametrize("criterion", ["CD", "ExactRBM"])
+def test_convergence_is_not_judged_by_a_loss_that_is_no_likelihood(criterion: str) -> None:
+    cell, split = experiments.prepare(plan("TiedRBM", epochs=120, criterion=criterion))
+    fit = cell.fit()
+    judged = criterion == "ExactRBM"
+    assert list(fit.curves) == (["layer 1", "top"] if judged else ["top"])
+    fit.losses[:360] = [0.01 * step for step in range(360)]  # of layer 1: rising
+    fit.losses[360:] = [1.0] * 360
+    assert fit.converged is not judged
+    found = lab.compare({"TiedRBM": fit}, split.test.to(dtype=torch.float64), draws=5)
+    told = any("layer 1 learned by a gradient whose loss is no likelihood" in note for note in found.notes)
+    assert told is not judged and list(found.losses["TiedRBM"]) == list(fit.curves)
+    fit.unjudged = ["layer 1", "top"]
+    assert not fit.converged and not lab.compare({"TiedRBM": fit}, split.test, draws=5).losses
+
+
+def test_resume_names_the_phase_and_the_epoch_within_it() -> None:
+    schedule = [("layer 1", 3), ("top", 4)]
+    places = [Saved(Path("c"), schedule, done, {}, {}).place for done in (0, 2, 3, 6, 7)]
+    assert places == [
+        "in 'layer 1' after epoch 0 of 3", "in 'layer 1' after epoch 2 of 3", "in 'top' after epoch 0 of 4",
+        "in 'top' after epoch 3 of 4", "after the last epoch of 'top'",
+    ]  # fmt: skip
+
+
 def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
     code, out, _ = zoo("compare", "layerwise", "--guides", "Concrete,StraightThrough", "--splits", "1", "--json",
                        "--jobs", "1", *QUICK)  # fmt: skip
@@ -180,11 +212,12 @@ def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
         (("--guide", "Rich", "--criterion", "CD"), "CD trains RBMs: it needs the guide TiedRBM"),
         (("--data", "diabetes", "--pixels", "bernoulli"), "x of diabetes lies outside [0, 1]: choose pixels=gaussian"),
         (("--data", "digits", "--hidden", "none"), "x of digits is not binary"),
-        (("--resume", "run", "--top", "rbm"), "--resume takes all from the run (except --device); leave out"),
+        (("--resume", "run", "--top", "rbm"), "--resume takes all from the run (except --device); leave out --top"),
+        (("--top", "bits", "layerwise"), "PAPER is missing before --top: options of the paper come after its name"),
     ],
 )
 def test_bad_input_is_one_line(zoo: Run, arguments: tuple[str, ...], text: str) -> None:
-    paper = () if "--resume" in arguments else ("layerwise",)
+    paper = () if "--resume" in arguments or "layerwise" in arguments else ("layerwise",)
     code, out, err = zoo("fit", *paper, *(arguments if "--epohcs" in arguments else (*arguments, "--epochs", "1")))
     assert code == 2 and out == "" and err.count("\n") == 1, err
     assert text in " ".join(err.split())

@@ -323,7 +323,9 @@ def test_fit_is_resumed_with_its_options_and_ends_as_if_never_stopped(stopped: s
     assert sorted(os.listdir(stopped)) == ["checkpoint.safetensors", "manifest.json"]
     assert not lab.load(stopped).finished
     code, out, err = zoo("fit", "--resume", stopped, "--json")
-    assert code == 0 and "run: going on after epoch 2" in err and json.loads(out)["data"] == "diabetes"
+    assert (
+        code == 0 and "run: going on in 'training' after epoch 2 of " in err and json.loads(out)["data"] == "diabetes"
+    )
     (tensors, losses, scores), (expected, *rest) = results(stopped), results("straight")
     assert equal(tensors, expected) and [losses, scores] == rest
     posteriors = [az.from_netcdf(Path(folder, "posterior.nc")).posterior for folder in (stopped, "straight")]

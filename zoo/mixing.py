@@ -245,6 +245,7 @@ class Greedy(Trace_ELBO):
                 f"criterion is {', '.join(METHODS)}, codes are means or draws; not {method!r}, {codes!r}"
             )
         self.level, self.method, self.k, self.codes = level, method, k, codes
+        self.likelihood = method == "ExactRBM"  # else no convergence is judged by its value
 
     def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
         if not isinstance(guide, Recognition):

@@ -47,12 +47,13 @@ def diagnose(
     with precision(run.recipe.dtype):  # for models that build tensors of their own
         found = diagnosis.diagnose(fit, evidence=_evidence(run, split.train), draws=draws)
         measured = experiments.measure(paper, fit, split, {**run.recipe.model, **own})
+    books = _books(run, split)
     row = {} if measured is None else {heading: finite(value) for heading, value in measured.row().items()}
     if as_json:
-        said = {"run": str(folder), "data": split.train.name, **found.to_dict()}
+        said = {"run": str(folder), "data": split.train.name, **found.to_dict(), "books": books}
         print(json.dumps({**said, **({"measured": row} if row else {})}, allow_nan=False))
         return
-    for sentence in [*found.sentences, *_books(run, split)]:
+    for sentence in [*found.sentences, *books]:
         out.print(f"- {sentence}", markup=False, highlight=False)
     if measured is not None:
         _tell(measured, folder)

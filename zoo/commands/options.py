@@ -101,6 +101,16 @@ def split_axes(pairs: list[str], paper_name: str) -> tuple[list[str], dict[str, 
     return single, axes
 
 
+def check_order(paper_name: str) -> None:
+    """An option of the paper that stands before its name is taken for it.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    if paper_name.startswith("-"):
+        raise ValueError(f"PAPER is missing before {paper_name}: options of the paper come after its name")
+
+
 def default(paper_name: str, what: str, otherwise: str) -> str:
     """The paper's own example, where it names one in `DEFAULTS`."""
     from zoo import paper
@@ -176,7 +186,7 @@ def tell(found: Comparison, as_json: bool) -> None:
         print(json.dumps(found.to_dict(), allow_nan=False))
         return
     out.print(found.rich())
-    for note in found.notes:
+    for note in [*found.about, *found.notes]:
         out.print(f"- {note}", markup=False, highlight=False)
 
 

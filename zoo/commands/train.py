@@ -31,6 +31,7 @@ from zoo.commands.options import (
     Set,
     Target,
     check_device,
+    check_order,
     default,
     err,
     make_recipe,
@@ -117,6 +118,7 @@ def fit(
         return
     if paper_name is None:
         raise ValueError("fit what? give a PAPER of `zoo list` (or your own module:Model), or --resume RUN")
+    check_order(paper_name)
     if folder is not None:
         runs.refuse_existing(folder)
     data = data or default(paper_name, "data", "diabetes")
@@ -132,6 +134,10 @@ def fit(
 
 def _refuse_beside_resume(context: typer.Context) -> None:
     """The manifest has all options; one that is given and not used would mislead."""
+    words = [context.params.get("paper_name") or "", *context.args]  # an option that is not known is taken for PAPER
+    strange = next((word for word in words if word.startswith("-")), None)
+    if strange:
+        raise ValueError(f"--resume takes all from the run (except --device); leave out {strange}")
     for parameter in context.command.params:
         name = parameter.name or ""
         given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
@@ -151,8 +157,8 @@ def _go_on(folder: Path, device: str | None, as_json: bool) -> None:
             print((folder / runs.SCORES).read_text(encoding="utf-8"))
         return
     plan, cell, parts, keep = runs.resume(folder, device=device)
-    done = keep.saved.done if keep.saved else 0
-    err.print(f"{folder}: going on after epoch {done}", highlight=False, soft_wrap=True)
+    place = keep.saved.place if keep.saved else "from the start"
+    err.print(f"{folder}: going on {place}", markup=False, highlight=False, soft_wrap=True)
     _train(plan, cell, parts, keep, as_json)
 
 
@@ -218,6 +224,7 @@ def compare(
     """
     from zoo.lab.data import obtain
 
+    check_order(paper_name)
     data = data or default(paper_name, "data", "diabetes")
     guides = guides or default(paper_name, "guides", "MatrixNormal,MeanField")
     own, axes = split_axes(paper_options(context, paper_name, axes=True), paper_name)

@@ -51,6 +51,16 @@ class Saved:
         """Whether all epochs are done."""
         return self.done >= sum(epochs for _, epochs in self.schedule)
 
+    @property
+    def place(self) -> str:
+        """How far the training is, in words: the stage and the epoch within it."""
+        begun = 0
+        for name, epochs in self.schedule:
+            if self.done < begun + epochs:
+                return f"in {name!r} after epoch {self.done - begun} of {epochs}"
+            begun += epochs
+        return f"after the last epoch of {self.schedule[-1][0]!r}"
+
     def restore(self, parts: Mapping[str, Stateful]) -> None:
         """Load every part's state.
 

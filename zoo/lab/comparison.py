@@ -40,6 +40,7 @@ class Score:
     """One guide on all splits. Lists are in the order of the splits; log-likelihood and bound in nats per datum.
 
     Attributes:
+        parameters: of the guide. model_parameters: of the model, where it learns too.
         loglik: test log-likelihood, `scores.loglik_mixture`, in the units of y.
         rmse: test RMSE in the units of y; empty for classes.
         error: test error rate; empty for regression.
@@ -63,6 +64,7 @@ class Score:
     evidence: list[float] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
     khat: float | None = None
+    model_parameters: int = 0
     variant: str = VARIANT
     loglik_error: float | None = None
     measured: dict[str, list[float]] = field(default_factory=dict)
@@ -108,7 +110,9 @@ class Comparison:
             columns["gap"] = lambda s: _interval(self.gaps(s)) if s.elbo and s.evidence else ""
         if any(score.khat is not None for score in self.scores):
             columns["k-hat"] = lambda s: "" if s.khat is None else f"{s.khat:.2f}"
-        columns["parameters"] = lambda s: f"{s.parameters:,}"
+        columns["guide parameters"] = lambda s: f"{s.parameters:,}"
+        if any(score.model_parameters for score in self.scores):
+            columns["model parameters"] = lambda s: f"{s.model_parameters:,}"
         columns["seconds"] = lambda s: f"{np.mean(s.seconds):.1f}"
         return columns
 
@@ -213,6 +217,7 @@ class Comparison:
             "units": {"loglik": f"nats per datum, {self.variant}", "rmse": "units of y", "elbo": "nats per datum"},
             **({"evidence": _summary(self.evidence)} if self.evidence else {}),
             "results": [self._result(score) for score in self.scores],
+            "about": self.about,
             "notes": self.notes,
         }
 
@@ -226,6 +231,7 @@ class Comparison:
             "elbo": _summary(score.elbo),
             **({"evidence": _summary(score.evidence)} if score.evidence and not self.evidence else {}),
             "parameters": score.parameters,
+            "model_parameters": score.model_parameters,
             "seconds": float(np.mean(score.seconds)),
             "converged": score.converged,
             "kl": score.kl,
@@ -255,7 +261,7 @@ def compare(
     first: dict[str, Draws] = {}
     found = []
     for name, mine in runs.items():
-        score = Score(name, mine[0].parameters)
+        score = Score(name, mine[0].parameters, model_parameters=_learned(mine[0]))
         for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
             batch = table.to(device=fit.device).all()
             if not getattr(fit.model, "density", True):
@@ -272,7 +278,9 @@ def compare(
         found.append(score)
     comparison = Comparison(found, len(tests), variant=_variant(found))
     comparison.sizes = [fit.N for fit in next(iter(runs.values()))]
-    comparison.losses = {name: mine[0].curves for name, mine in runs.items() if is_bound(mine[0])}
+    comparison.losses = {
+        name: curves for name, mine in runs.items() if is_bound(mine[0]) and (curves := mine[0].curves)
+    }
     comparison.notes = _notes(found, runs, tests)
     comparison.pictures = pictures(comparison.losses, runs, first, tests[0])
     return comparison
@@ -355,6 +363,10 @@ def _score_predictions(score: Score, drawn: Draws) -> None:
         score.rmse.append(scores.rmse(out.value.to(out.mean), out.mean.mean(0)))
 
 
+def _learned(fit: Fit) -> int:
+    return sum(p.numel() for p in fit.model.parameters() if p.requires_grad)
+
+
 def _score_bound(score: Score, fit: Fit, particles: int) -> None:
     if is_bound(fit):
         if hasattr(fit.model, "loglik"):  # latents of many data average their noise themselves
@@ -368,8 +380,13 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
     """What a reader should be told before believing the table."""
     notes = []
     for score in found:
-        unfinished = score.converged.count(False)
-        if unfinished:
+        unfinished, first = score.converged.count(False), runs[score.guide][0]
+        if first.unjudged:
+            notes.append(
+                f"{score.guide}: {', '.join(first.unjudged)} learned by a gradient whose loss is no likelihood, so "
+                "whether it settled is not told"
+            )
+        if unfinished and first.curves:
             notes.append(
                 f"{score.guide}: the loss was still falling (or too short to tell) on {unfinished} of "
                 f"{len(score.converged)} splits; more epochs may change its row"

@@ -5,7 +5,7 @@ Several fits are compared in `restarts`, draws with a reference posterior in `di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class Diagnosis:
     """What `diagnose` found, and why it did not find the rest.
 
     Attributes:
-        steps, converged: of the training.
+        steps, converged: of the training. unjudged: its phases whose loss is no likelihood.
         found: any of `bound` (`Bound`), `khat` (`KHat`) and `khat_per_datum` (`DatumKHats`).
         refused: {the others: the reason}.
     """
@@ -108,6 +108,7 @@ class Diagnosis:
     converged: bool
     found: dict[str, Any]
     refused: dict[str, str]
+    unjudged: Sequence[str] = ()
 
     @property
     def sentences(self) -> list[str]:
@@ -118,6 +119,8 @@ class Diagnosis:
             else f"Training: after {self.steps} steps the loss was still moving, or the run was too short to tell; "
             "what follows may say more of the training than of the family."
         )
+        if self.unjudged:
+            training += f" {', '.join(self.unjudged)} cannot be judged: the loss is no likelihood."
         refusals = [f"{reason[0].upper()}{reason[1:]}." for reason in self.refused.values()]
         return [training, *(number.sentence for number in self.found.values()), *refusals]
 
@@ -146,4 +149,4 @@ def diagnose(fit: Fit, *, evidence: float | None = None, draws: int = 4000, part
             found[name] = measure()
         except DiagnosisError as refusal:
             refused[name] = str(refusal)
-    return Diagnosis(fit.steps, fit.converged, found, refused)
+    return Diagnosis(fit.steps, fit.converged, found, refused, fit.unjudged)

@@ -27,7 +27,7 @@ def pictures(
     drawn_figures = []
     if losses:
         phases = list(dict.fromkeys(phase for curves in losses.values() for phase in curves))
-        about = f"the objective of each phase ({', '.join(phases)})" if len(phases) > 1 else "the bound"
+        about = "the bound" if phases == ["training"] else f"the objective of each phase ({', '.join(phases)})"
         alt = f"Learning curves: {about} in nats per datum against optimiser steps for {', '.join(losses)}."
         drawn_figures.append((alt, figures.learning_curves(losses)))
     if not first:  # density models, scored without draws

@@ -113,6 +113,7 @@ class CD(Trace_ELBO):
     """
 
     evidence_bound = LeaveOneOut()
+    likelihood = False  # no convergence is judged by its value
     method = "cd"
 
     def __init__(self, layer: int = 1, *, k: int = 1) -> None:
@@ -135,6 +136,8 @@ class PCD(CD):
 class ExactRBM(CD):
     """The exact twin: the machine's own log-likelihood, log Z by enumeration."""
 
+    likelihood = True
+
     def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
         if not isinstance(guide, TiedRBM):
             raise TrainingError("ExactRBM trains RBMs: it needs the guide TiedRBM")
@@ -153,6 +156,7 @@ class TopCD(Trace_ELBO):
     """
 
     evidence_bound = LeaveOneOut()
+    likelihood = False
     method = "cd"
 
     def __init__(self, *, k: int = 1) -> None:

@@ -50,6 +50,7 @@ class Fit:
         N: the size of the data plate.
         seconds: wall time of the training.
         ends: {phase: the steps after which it ends}, in their order; empty for a training on one bound.
+        unjudged: the phases whose loss is no likelihood, as of contrastive divergence: it may rise while they learn.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Fit:
     valid: list[float] = field(default_factory=list)
     seconds: float = 0.0
     ends: Mapping[str, int] = field(default_factory=dict)
+    unjudged: Sequence[str] = ()
 
     @property
     def device(self) -> torch.device:
@@ -87,17 +89,16 @@ class Fit:
 
         The fall is the least-squares line's, and counts if it exceeds three standard errors and .001 nats per datum.
         The half, not the end: a rate that decays to nothing flattens the end of any run. Fewer than 100 steps cannot
-        tell, and say False.
+        tell, and say False; nor can a training none of whose phases is judged.
         """
-        return all(map(_settled, self.curves.values()))
+        return bool(self.curves) and all(map(_settled, self.curves.values()))
 
     @property
     def curves(self) -> dict[str, list[float]]:
-        """{phase: its losses}; of a training on one bound there is one, "training"."""
+        """{phase: its losses} of the phases that are judged by them; a training on one bound is one, "training"."""
         ends = self.ends or {"training": len(self.losses)}
-        return {
-            name: self.losses[begin:end] for name, (begin, end) in zip(ends, pairwise([0, *ends.values()]), strict=True)
-        }
+        pieces = zip(ends, pairwise([0, *ends.values()]), strict=True)
+        return {name: self.losses[begin:end] for name, (begin, end) in pieces if name not in self.unjudged}
 
     @property
     def evidence_bound(self) -> ELBO:
@@ -107,13 +108,14 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside parameters: how the training went so far."""
         curves = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "valid")}
-        return {**curves, "seconds": self.seconds, "N": self.N, "ends": dict(self.ends)}
+        about = {"ends": dict(self.ends), "unjudged": list(self.unjudged)}
+        return {**curves, "seconds": self.seconds, "N": self.N, **about}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go back to such a state."""
         self.losses, self.valid = (state_dict[name].tolist() for name in ("losses", "valid"))
         self.seconds, self.N = float(state_dict["seconds"]), int(state_dict["N"])
-        self.ends = dict(state_dict.get("ends", {}))
+        self.ends, self.unjudged = dict(state_dict.get("ends", {})), state_dict.get("unjudged", [])
 
     def predict(self, table: Table | Batch, *, site: str = "y", draws: int = 1000) -> Prediction:
         """What the model says of a site, given everything else in the table; see `Prediction`.
@@ -208,6 +210,7 @@ def fit(
         result.N = sum(rows(batch) for batch in at_epoch(batches, 0))
     total = epochs * _length(batches)
     result.ends = {phase.name: total * number for number, phase in enumerate(plan, 1)} if phases else {}
+    result.unjudged = [phase.name for phase in plan if not getattr(phase.bound, "likelihood", True)]
     began = time.perf_counter()
 
     def after_step(value: float) -> None:
