@@ -27,10 +27,10 @@ def learning_curves(losses: Mapping[str, Mapping[str, Sequence[float]]], evidenc
     panels = figure.subplots(1, max(len(phases), 1), squeeze=False)[0]
     for axes, phase in zip(panels, phases, strict=False):
         _curves(axes, {name: curves[phase] for name, curves in losses.items() if phase in curves}, evidence)
-        if len(phases) > 1:
+        if phases != ["training"]:
             axes.set_title(phase, fontsize="small")
     figure.supxlabel("optimiser step", fontsize="medium")
-    panels[0].set_ylabel("bound, nats per datum" if len(phases) < 2 else "objective, nats per datum")
+    panels[0].set_ylabel("bound, nats per datum" if phases == ["training"] else "objective, nats per datum")
     panels[0].legend(fontsize="small")
     return _plain(figure)
 
