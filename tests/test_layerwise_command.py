@@ -212,6 +212,22 @@ def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
         (("--guide", "Rich", "--criterion", "CD"), "CD trains RBMs: it needs the guide TiedRBM"),
         (("--data", "diabetes", "--pixels", "bernoulli"), "x of diabetes lies outside [0, 1]: choose pixels=gaussian"),
         (("--data", "digits", "--hidden", "none"), "x of digits is not binary"),
+        (("--fine-tune", "maybe"), "option fine_tune takes true or false, not 'maybe'"),
+        (("--fine-tune", "1"), "option fine_tune takes true or false, not 1"),
+        (("--top", "3"), "option top takes a word, not 3"),
+        (("--top-hidden", "0"), "top_hidden takes 1 unit or more, not 0"),
+        (("--top-hidden=-3",), "top_hidden takes 1 unit or more, not -3"),
+        (("--top-hidden", "abc"), "option top_hidden takes a whole number or null, not 'abc'"),
+        (("--top-hidden", "2.5"), "option top_hidden takes a whole number or null, not 2.5"),
+        (("--scale", "abc"), "option scale takes a finite number, not 'abc'"),
+        (("--scale", "NaN"), "option scale takes a finite number, not nan"),
+        (("--scale=-1",), "scale is a standard deviation of 0 or more, not -1"),
+        (("--set", "hidden=5"), "option hidden takes a list of whole numbers, [50, 50], not 5"),
+        (("--set", "hidden=abc"), "option hidden takes a list of whole numbers, [50, 50], not 'abc'"),
+        (("--set", "hidden=[0]"), "hidden takes widths of 1 or more, not [0]"),
+        (("--top", "bits", "--top", "rbm"), "option top is given twice"),
+        (("--top", "bits", "--set", "top=rbm"), "option top is given twice"),
+        (("--hidden", "4", "--set", "hidden=[5]"), "option hidden is given twice"),
         (("--resume", "run", "--top", "rbm"), "--resume takes all from the run (except --device); leave out --top"),
         (("--top", "bits", "layerwise"), "PAPER is missing before --top: options of the paper come after its name"),
     ],
@@ -219,5 +235,28 @@ def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
 def test_bad_input_is_one_line(zoo: Run, arguments: tuple[str, ...], text: str) -> None:
     paper = () if "--resume" in arguments or "layerwise" in arguments else ("layerwise",)
     code, out, err = zoo("fit", *paper, *(arguments if "--epohcs" in arguments else (*arguments, "--epochs", "1")))
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    assert text in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("layerwise", "--scales", "0.1,abc"), "option scale takes a finite number, not 'abc'"),
+        (("layerwise", "--top-hiddens", "4,0"), "top_hidden takes 1 unit or more, not 0"),
+        (
+            ("layerwise", "--scales", "0.1,0.2", "--scale", "0.3"),
+            "option scale is given with one value and, in the plural",
+        ),
+        (("layerwise", "--scales", "0.1", "--scales", "0.2"), "option scales is given twice"),
+        (("mixing", "--k", "many"), "option k takes a whole number, not 'many'"),
+        (("mixing", "--chains", "2.5"), "option chains takes a whole number, not 2.5"),
+        (("matrix_gaussian", "--hyperprior", "high"), "option hyperprior takes a list of numbers, [1, 0.5] or null"),
+    ],
+)
+def test_options_are_held_against_their_annotations_whatever_the_paper(
+    zoo: Run, arguments: tuple[str, ...], text: str
+) -> None:
+    code, out, err = zoo("compare", *arguments, "--epochs", "1", "--splits", "1", "--jobs", "1")
     assert code == 2 and out == "" and err.count("\n") == 1, err
     assert text in " ".join(err.split())

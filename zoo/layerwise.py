@@ -137,6 +137,12 @@ class Model(Layered):
         self.entropy, self.scale, self.binary = float(entropy), scale, binary
         if pixels not in PIXELS:
             raise DataError(f"pixels are {' or '.join(PIXELS)}, not {pixels!r}")
+        if min([1, *hidden]) < 1:
+            raise DataError(f"hidden takes widths of 1 or more, not {list(hidden)}")
+        if top_hidden is not None and top_hidden < 1:
+            raise DataError(f"top_hidden takes 1 unit or more, not {top_hidden}")
+        if not 0 <= scale < math.inf:
+            raise DataError(f"scale is a standard deviation of 0 or more, not {scale}")
         widths = [in_features, *hidden]
         self.decoders = nn.ModuleList(
             (PIXELS[pixels] if below == 0 else Decoder)(widths[below + 1], widths[below], scale=scale)

@@ -11,7 +11,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
-from zoo.commands.options import AsJson, Device, check_device, err, key_value, out, paper_options
+from zoo.commands.options import AsJson, Device, check_device, err, key_values, out, paper_options
 from zoo.commands.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def diagnose(
     check_device(device)
     run = lab.load(folder, device=device)
     split, paper = run.data(), zoo.paper(run.manifest.paper)
-    own = dict(key_value(pair) for pair in paper_options(context, run.manifest.paper))
+    own = key_values(paper_options(context, run.manifest.paper))
     lab.seed(seed)
     fit = replace(run.fit, batches=split.train.batches(run.recipe.batch, seed=seed))
     with precision(run.recipe.dtype):  # for models that build tensors of their own

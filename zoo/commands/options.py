@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,10 +96,15 @@ def split_axes(pairs: list[str], paper_name: str) -> tuple[list[str], dict[str, 
     for pair in pairs:
         key, _, values = pair.partition("=")
         option = _singular(key, known)
+        if option in axes:
+            raise ValueError(f"option {key} is given twice")
         if option is None:
             single.append(pair)
         else:
             axes[option] = [key_value(f"{option}={value.strip()}")[1] for value in values.split(",") if value.strip()]
+    both = next((option for option in axes if any(pair.startswith(f"{option}=") for pair in single)), None)
+    if both:
+        raise ValueError(f"option {both} is given with one value and, in the plural, with several")
     return single, axes
 
 
@@ -135,9 +142,7 @@ def make_recipe(
 
     torch_dtype(dtype)
     check_device(device)
-    model = dict(key_value(option) for option in options or [])
-    if hidden is not None:
-        model["hidden"] = _widths(hidden)
+    model = key_values(options or [], {} if hidden is None else {"hidden": _widths(hidden)})
     return Recipe(epochs, batch, lr, decay, average, seed, draws, device, dtype, model)
 
 
@@ -151,6 +156,20 @@ def _widths(text: str) -> list[int]:
     if min(widths) < 1:
         raise ValueError(f"--hidden takes widths such as 50 or 50,50, or none; not {text!r}")
     return widths
+
+
+def key_values(options: list[str], found: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """KEY=VALUE pairs as a dict, beside what is found already.
+
+    Raises:
+        ValueError: an option that is given twice.
+    """
+    model = dict(found)
+    for key, value in map(key_value, options):
+        if key in model:
+            raise ValueError(f"option {key} is given twice")
+        model[key] = value
+    return model
 
 
 def key_value(option: str) -> tuple[str, Any]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from joblib import Parallel, delayed
@@ -73,6 +74,7 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
     if unknown:
         there = ", ".join(known or [])
         raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {there}")
+    check_options(paper, options)
     others = {**_options(paper, "phases", options), **_options(paper, "measures", options)}
     options = {key: value for key, value in options.items() if key not in others}
     try:
@@ -95,11 +97,67 @@ def measure(paper: Any, fit: Fit, split: Split, options: Mapping[str, Any]) -> A
     """
     if not hasattr(paper, "measures"):
         return None
+    check_options(paper, options)
     moved = (None if part is None else part.to(fit.device, torch.get_default_dtype()) for part in split)
     try:
         return paper.measures(fit, Split(*moved), **_options(paper, "measures", options))  # type: ignore[arg-type]
     except TypeError as error:
         raise ExperimentError(f"{paper.__name__} cannot measure with {dict(options)}: {error}") from error
+
+
+def check_options(paper: Any, options: Mapping[str, Any]) -> None:
+    """Hold every value against the annotation of its option; annotations that say nothing accept everything.
+
+    Raises:
+        ExperimentError: a value of another type, with what the option takes.
+    """
+    for part, function in _functions(paper).items():
+        try:
+            hints = get_type_hints(function)
+        except (NameError, TypeError, AttributeError):  # names of a user's module that only a type checker imports
+            continue
+        for name, value in _options(paper, part, options).items():
+            kinds = _kinds(hints.get(name, Any))
+            if not any(kind is Any or KINDS[kind][1](value) for kind in kinds):
+                told = " or ".join(KINDS[kind][0] for kind in kinds)
+                raise ExperimentError(f"option {name} takes {told}, not {value!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_float(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are(values: Any, kind: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list | tuple) and all(map(kind, values))
+
+
+KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", _is_int),
+    float: ("a finite number", _is_float),
+    str: ("a word", lambda value: isinstance(value, str)),
+    NoneType: ("null", lambda value: value is None),
+    Sequence[int]: ("a list of whole numbers, [50, 50]", lambda value: _are(value, _is_int)),
+    Sequence[float]: ("a list of numbers, [1, 0.5]", lambda value: _are(value, _is_float)),
+}
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The keys of `KINDS` that an annotation allows; `Any` where it allows others."""
+    members = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    return [member if member in KINDS else Any for member in members]
+
+
+def _functions(paper: Any) -> dict[str, Any]:
+    """What takes options: the model or its `for_data`, `phases`, `measures`."""
+    make = getattr(paper.Model, "for_data", paper.Model)
+    make = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
+    own = {name: getattr(paper, name) for name in ("phases", "measures") if hasattr(paper, name)}
+    return {"model": make, **own}
 
 
 def _parts(paper: Any) -> dict[str, list[inspect.Parameter]]:
