@@ -187,6 +187,33 @@ def test_resume_names_the_phase_and_the_epoch_within_it() -> None:
     ]  # fmt: skip
 
 
+def test_predict_writes_the_log_likelihood_of_each_row(zoo: Run, tmp_path: Path) -> None:
+    bits = torch.bernoulli(torch.full((60, 3), 0.3)).int()
+    pd.DataFrame(bits.numpy(), columns=["a", "b", "c"]).to_csv(tmp_path / "my.csv", index=False)
+    assert zoo("fit", "layerwise", "--data", "my.csv", "--out", "run", "--dtype", "float64", *QUICK)[0] == 0
+    new = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    pd.DataFrame(new.numpy()[:, ::-1], columns=["c", "b", "a"]).to_csv(tmp_path / "new.csv", index=False)
+    code, out, err = zoo("predict", "run", "--data", "new.csv", "--json")
+    found = json.loads(out)
+    exact = lab.load(tmp_path / "run").fit.model.loglik(new.double()).tolist()  # type: ignore[operator]
+    assert code == 0 and err == "" and found["unit"] == "nats"
+    assert [row["loglik"] for row in found["rows"]] == pytest.approx(exact, abs=1e-12)
+    pd.DataFrame({"a": [0, 1], "b": [0, 5], "c": [0, 1]}).to_csv(tmp_path / "new.csv", index=False)
+    code, out, err = zoo("predict", "run", "--data", "new.csv")
+    assert code == 2 and out == "" and "x holds 5 in row 2, column 2: pixels of this model lie in [0, 1]" in err
+
+
+def test_an_estimated_log_likelihood_of_rows_says_so(zoo: Run, tmp_path: Path) -> None:
+    bits = torch.bernoulli(torch.full((40, 3), 0.3)).int()
+    pd.DataFrame(bits.numpy(), columns=["a", "b", "c"]).to_csv(tmp_path / "my.csv", index=False)
+    code, _, _ = zoo("fit", "layerwise", "--data", "my.csv", "--out", "run", "--epochs", "1", "--draws", "9",
+                     "--hidden", "21", "--top", "bits")  # fmt: skip
+    assert code == 0
+    code, out, err = zoo("predict", "run", "--data", "my.csv", "--draws", "50")
+    assert code == 0 and out.startswith("loglik\n-") and out.count("\n") == 41
+    assert "importance-weighted over 50 draws, too low in expectation" in err
+
+
 def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
     code, out, _ = zoo("compare", "layerwise", "--guides", "Concrete,StraightThrough", "--splits", "1", "--json",
                        "--jobs", "1", *QUICK)  # fmt: skip

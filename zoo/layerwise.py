@@ -180,6 +180,21 @@ class Model(Layered):
                 h = sample(f"h{k}", self.decoders[k](h))  # (n, n_k)
             return sample("x", self.decoders[0](h), obs=x)  # (n, D)  lw.1
 
+    @torch.no_grad()
+    def loglik(self, x: Tensor, **ignored: Any) -> Tensor | None:
+        """The exact log-likelihood of each datum, nats, (n,); None where it cannot be enumerated.
+
+        Raises:
+            DataError: a value that pixels of this kind cannot have.
+        """
+        if self.pixels == "bernoulli":
+            fine = (x >= 0) & (x <= 1) if self.hidden else (x == 0) | (x == 1)
+            for row, column in (~fine).nonzero()[:1].tolist():
+                may = "lie in [0, 1]" if self.hidden else "are 0 or 1"
+                where = f"in row {row + 1}, column {column + 1}"
+                raise DataError(f"x holds {float(x[row, column]):g} {where}: pixels of this model {may}")
+        return super().loglik(x)
+
     def attach(self, guide: nn.Module) -> None:
         """Let an aggregated posterior be that of the guide: they share q."""
         if isinstance(self.prior, AggregatedPosterior):
@@ -447,8 +462,8 @@ def phases(
         criterion: of the layers, a name of `CRITERIA`; `bound(guide)`'s if not given.
         top_criterion: of the prior, a name of `TOPS`; if not given `Top`, or `TopPCD` for an RBM whose log Z cannot be
             enumerated.
-        fine_tune: whether all layers are trained together in the end, on the exact evidence where it can be had,
-            else on VIMCO's bound.
+        fine_tune: whether all layers are trained together in the end, on the exact evidence where it can be had, after
+            which the guide alone follows on the evidence bound; else on VIMCO's bound.
     """
     exact_top = not isinstance(model.prior, RBM) or model.prior.enumerable
     kind: Any = _named(criterion, CRITERIA, "criterion") or type(bound(guide))
@@ -462,6 +477,8 @@ def phases(
         found.append(Phase("top", learn(), prior))
     if fine_tune and model.hidden:
         found.append(Phase("fine-tuning", Evidence() if model.enumerable else estimators.VIMCO(8), None))
+        if model.enumerable and list(guide.parameters()):  # the exact evidence leaves q where it was
+            found.append(Phase("guide", LeaveOneOut(), list(guide.parameters())))
     return found
 
 

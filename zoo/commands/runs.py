@@ -25,11 +25,13 @@ def predict(
     """Predict the rows of a file with a trained run.
 
     One row for each row of the file, as CSV: mean, standard deviation, 5 % and 95 % quantile in the units of y, or the
-    class and the probability of each. The target need not be in the file.
+    class and the probability of each. The target need not be in the file. Of a model of densities the log-likelihood of
+    each row, in nats.
     """
     from zoo import lab
     from zoo.lab.checkpoints import replacing
     from zoo.lab.data import read
+    from zoo.lab.predictions import LogLikelihood
 
     check_device(device)
     if page is not None and page.exists():
@@ -37,7 +39,12 @@ def predict(
     run = lab.load(folder, device=device)
     frame = read(data, text=run.transform.levels if run.transform else ())
     lab.seed(seed)
-    found = run.predict(frame, draws=draws).frame
+    predicted = run.predict(frame, draws=draws)
+    found, density = predicted.frame, isinstance(predicted, LogLikelihood)
+    if isinstance(predicted, LogLikelihood) and not predicted.exact:
+        err.print(
+            f"zoo: importance-weighted over {draws} draws, too low in expectation", highlight=False, soft_wrap=True
+        )
     for line in run.unseen(frame):
         err.print(f"zoo: {line}", markup=False, highlight=False, soft_wrap=True)
     if page is not None:
@@ -45,7 +52,7 @@ def predict(
             found.to_csv(partial, index=False)
         err.print(f"wrote {page}", highlight=False, soft_wrap=True)
     if as_json:
-        about = {"run": str(folder), "data": str(data), "unit": run.manifest.units.get("y", "")}
+        about = {"run": str(folder), "data": str(data), "unit": "nats" if density else run.manifest.units.get("y", "")}
         print(json.dumps({**about, "draws": draws, "rows": found.to_dict(orient="records")}))
     elif page is None:
         print(found.to_csv(index=False), end="")

@@ -1,4 +1,4 @@
-"""Predictions for rows without an answer: mean, spread and quantiles in the units of y, or class probabilities."""
+"""What a trained model says of new rows: mean, spread and quantiles of y, class probabilities, or a log-likelihood."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from zoo.lab.estimators import importance_bound
 from zoo.lab.predictive import draw
 
 
@@ -60,6 +61,31 @@ class Prediction:
         ends = [""] if outputs == 1 else [str(k) for k in range(1, outputs + 1)]
         columns = [_columns([name + end for end in ends], value) for name, value in flat.items()]
         return pd.DataFrame({name: values for part in columns for name, values in part.items()})
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """The log-likelihood of each datum, of a model of densities.
+
+    Attributes:
+        values: nats, (n,). exact: whether they are no importance-weighted estimates, too low in expectation.
+    """
+
+    values: Tensor
+    exact: bool
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per datum: `loglik`."""
+        return pd.DataFrame({"loglik": self.values.tolist()})
+
+
+def log_likelihood(model: Any, guide: Any, batch: Mapping[str, Any], *, draws: int = 1000) -> LogLikelihood:
+    """The log-likelihood of each datum by the model's `loglik`, or importance-weighted over draws where it has none."""
+    value = model.loglik(**batch)
+    if value is not None:
+        return LogLikelihood(value.detach().cpu(), True)
+    return LogLikelihood(importance_bound(model, guide, batch, particles=draws).cpu(), False)
 
 
 def predict(

@@ -22,7 +22,7 @@ from zoo.lab.comparison import Comparison
 from zoo.lab.experiments import Cell, Plan, Recipe, guide_and_bound, open_data, prepare
 from zoo.lab.frames import Transform, codes
 from zoo.lab.manifests import Manifest, precision, undisturbed
-from zoo.lab.predictions import Prediction, PredictionError
+from zoo.lab.predictions import LogLikelihood, Prediction, PredictionError, log_likelihood
 from zoo.lab.report import page
 from zoo.lab.tables import Split, Table
 from zoo.lab.training import Fit
@@ -69,8 +69,10 @@ class Run:
         refuse_other_data(self.folder, self.manifest, split)
         return split
 
-    def predict(self, frame: pd.DataFrame, *, draws: int = 1000) -> Prediction:
+    def predict(self, frame: pd.DataFrame, *, draws: int = 1000) -> Prediction | LogLikelihood:
         """Predictions for rows with the columns of the source; a target is not needed.
+
+        Of a model of densities they are the log-likelihoods of the rows, of x as the training scaled it.
 
         Raises:
             DataError: a column is missing or holds what it must not. PredictionError: the run was not trained on
@@ -82,6 +84,8 @@ class Run:
             raise PredictionError("no rows to predict: the file has a header only")
         with precision(self.recipe.dtype):
             x = self.transform.apply(frame.set_axis([str(column) for column in frame.columns], axis=1))
+            if hasattr(self.fit.model, "loglik"):
+                return log_likelihood(self.fit.model, self.fit.guide, {"x": x.to(self.fit.device)}, draws=draws)
             found = self.fit.predict({"x": x}, draws=draws)
         return replace(found, classes=self.manifest.classes)
 
