@@ -59,7 +59,7 @@ def kernel(found: RBM) -> Tensor:
 # Exact marginals.
 
 
-@pytest.mark.equation("lw.17")
+@pytest.mark.equation("lw.17", "mix.1")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_log_z_three_ways(size: tuple[int, int]) -> None:
     found = machine(*size)
@@ -70,7 +70,7 @@ def test_log_z_three_ways(size: tuple[int, int]) -> None:
         torch.testing.assert_close(value, pairs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.equation("lw.17")
+@pytest.mark.equation("lw.17", "mix.1")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_marginals_and_conditionals_are_those_of_the_joint_law(size: tuple[int, int]) -> None:
     found = machine(*size)
@@ -96,7 +96,7 @@ def test_shapes_of_a_batch() -> None:
 # Learning.
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.2")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_gradient_of_the_likelihood_is_data_less_model(size: tuple[int, int]) -> None:
     """<v sigma(c + v'W)>_data - <...>_model, likewise b (v) and c (sigma), by the sum over all states."""
@@ -114,7 +114,7 @@ def test_the_gradient_of_the_likelihood_is_data_less_model(size: tuple[int, int]
     assert_same(gradients(found.log_prob(data).mean(), found), expected, 1e-14)
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.2")
 def test_the_contrast_with_the_machine_s_own_states_is_the_gradient_of_the_likelihood() -> None:
     """Each state as often as its probability says: dyadic probabilities, of a machine without couplings."""
     found = machine(3, 2)
@@ -144,7 +144,7 @@ def repeated(surrogate: Callable[[], Tensor], found: RBM, repeats: int) -> list[
     return [torch.stack(parts) for parts in zip(*draws, strict=True)]
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.2")
 @pytest.mark.parametrize("k", [1, 3])
 def test_contrastive_divergence_has_the_gradient_of_the_enumerated_chain_in_the_mean(k: int) -> None:
     """200 calls of 498 chains. A standard error is .002 at most: a bias of .01 in any element would be seen."""
@@ -162,7 +162,7 @@ def test_contrastive_divergence_has_the_gradient_of_the_enumerated_chain_in_the_
     assert max(float((one - two).abs().max()) for one, two in zip(expected, likelihood, strict=True)) > 0.02
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.2")
 def test_contrastive_divergence_becomes_maximum_likelihood_as_the_sweeps_grow() -> None:
     found = machine(spread=1.0)
     data = some_data(found)
@@ -192,7 +192,7 @@ def test_gibbs_moves_by_the_kernel(sweeps: int) -> None:
     assert ((frequencies - p).abs() < 4 * (p * (1 - p) / chains).sqrt() + 1e-4).all()
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.2")
 def test_persistent_chains_reach_the_gradient_of_the_likelihood() -> None:
     """300 calls of 2,000 particles. Errors by batches of 15 calls, .0011 at most: a bias of .006 would be seen."""
     found = machine(spread=1.0, particles=2000)
@@ -224,7 +224,7 @@ def test_persistent_chains_go_on_where_they_were() -> None:
 # Annealed importance sampling.
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.5")
 @pytest.mark.parametrize("base", ["own", "uniform"])
 def test_annealing_finds_log_z_and_its_error_is_honest(base: str) -> None:
     """60 runs. Each lies within 3 of its own errors; z has a spread of 1 to within 30 % (three errors of 60 runs)."""
@@ -241,7 +241,7 @@ def test_annealing_finds_log_z_and_its_error_is_honest(base: str) -> None:
     assert abs(float(relative.mean()) - 1) < 4 * float(relative.std()) / math.sqrt(len(weights))
 
 
-@pytest.mark.equation("lw.18")
+@pytest.mark.equation("lw.18", "mix.5")
 def test_annealing_between_equal_machines_is_exact() -> None:
     """Without couplings and hidden biases the base is the machine itself: every weight is Z."""
     found = machine(6, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +55,7 @@ class Chains:
         """All that a walk needs to go on, as tensors (without the draws)."""
         noises = {"noise": self.noise, "asides": self.asides}
         flat = {f"{name}.{key}": value for name, n in noises.items() for key, value in n.state_dict().items()}
-        return {"state": self.state, "steps": torch.tensor(self.steps), **flat}
+        return {"state": self.state.contiguous(), "steps": torch.tensor(self.steps), **flat}
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Tensor]) -> Chains:
@@ -62,7 +63,7 @@ class Chains:
         noises = []
         for name in ("noise", "asides"):
             mine = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{name}.")}
-            noises.append(Noise(len(state["state"]), dtype=mine["ahead"].dtype))
+            noises.append(Noise(len(state["state"]), dtype=mine["ahead"].dtype, device=state["state"].device))
             noises[-1].load_state_dict(mine)
         noise, asides = noises
         return Chains({}, state["state"], noise, asides, steps=int(state["steps"]), seconds=0.0)
@@ -100,9 +101,11 @@ def walk(
             f"a walk takes one draw or more, thin of 1 or more, warmup of 0 or more; not {draws}, {thin}, {warmup}"
         )
     if isinstance(start, Chains):
-        state, noise, asides, before = start.state, start.noise, start.asides, start.steps
+        state, before = start.state, start.steps
+        noise, asides = deepcopy(start.noise), deepcopy(start.asides)  # these chains stay where they stand
     else:
-        kind: dict[str, Any] = {"seed": seed, "dtype": start.dtype, "device": start.device}
+        precision = start.dtype if start.is_floating_point() else None
+        kind: dict[str, Any] = {"seed": seed, "dtype": precision, "device": start.device}
         state, before = start, 0
         noise, asides = Noise(len(start), **kind), Noise(len(start), stream=1, **kind)
     kept: dict[str, list[Tensor]] = {name: [] for name in watch}

@@ -89,10 +89,10 @@ class Tempering:
     """
 
     def __init__(self, rbm: Any, betas: Sequence[float], *, base: Tensor | None = None) -> None:
-        if list(betas) != sorted(set(betas)) or betas[0] < 0 or betas[-1] != 1:
+        if not betas or list(betas) != sorted(set(betas)) or betas[0] < 0 or betas[-1] != 1:
             raise ValueError("inverse temperatures rise from 0 or more to 1, such as 0, 0.5, 1")
-        self.rbm, self.base = rbm, rbm.b.detach() if base is None else base
-        self.betas = torch.as_tensor(betas, dtype=rbm.b.dtype)
+        self.rbm, self.base = rbm, rbm.b.detach() if base is None else base.to(rbm.b)
+        self.betas = torch.as_tensor(betas, dtype=rbm.b.dtype, device=rbm.b.device)
 
     def start(self, v: Tensor) -> Tensor:
         """Every replica of a chain at its v. v: (M, n); returns (M, K, n)."""
@@ -109,7 +109,7 @@ class Tempering:
         beta = self.betas[:, None]
         state = tempered_sweep(self.rbm, self.base, state, beta, noise)
         for first in (0, 1):
-            low = torch.arange(first, len(self.betas) - 1, 2)
+            low = torch.arange(len(self.betas) - 1)[first::2]
             if not len(low):
                 continue
             cold, hot = state[:, low + 1], state[:, low]
@@ -135,8 +135,8 @@ def tempered(rbm: Any, betas: Sequence[float], *, base: Tensor | None = None) ->
     """
     if not betas or list(betas) != sorted(set(betas), reverse=True) or betas[0] >= 1 or betas[-1] < 0:
         raise ValueError("inverse temperatures fall from below 1 to 0 or more, such as .9, .8, .7")
-    b0 = rbm.b.detach() if base is None else base
-    ladder = [torch.tensor(beta, dtype=rbm.b.dtype) for beta in (1.0, *betas)]
+    b0 = rbm.b.detach() if base is None else base.to(rbm.b)
+    ladder = [torch.as_tensor(beta, dtype=rbm.b.dtype, device=rbm.b.device) for beta in (1.0, *betas)]
 
     @torch.no_grad()
     def step(v: Tensor, noise: Noise) -> Tensor:

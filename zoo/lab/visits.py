@@ -16,7 +16,7 @@ NONE = -1  # the label of a draw that belongs to no class
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Indicators (chain, draw, classes) in double precision; a draw of no class has none."""
-    return (labels[..., None] == torch.arange(classes)).double()
+    return (labels[..., None] == torch.arange(classes, device=labels.device)).double()
 
 
 def shares(labels: Tensor, classes: int) -> Tensor:
@@ -31,7 +31,7 @@ def visited(labels: Tensor, classes: int, T: int) -> Tensor:
     Raises:
         ValueError: chains shorter than one window.
     """
-    windows = labels.shape[1] // T
+    windows = labels.shape[1] // max(T, 1)
     if T < 1 or not windows:
         raise ValueError(f"windows of {T} draws need chains of as many; these have {labels.shape[1]}")
     cut = one_hot(labels[:, : windows * T], classes).unflatten(1, (windows, T))
@@ -46,7 +46,7 @@ def switch_rate(labels: Tensor) -> float:
 
 
 def transitions(labels: Tensor, classes: int) -> Tensor:
-    """C_kl, the share of steps from class k that lead to class l, (classes, classes); NaN for a class never left."""
+    """C_kl, the share of steps from class k that lead to class l, (classes, classes); NaN where no step starts."""
     e = one_hot(labels, classes)
     counts = torch.einsum("mtk,mtl->kl", e[:, :-1], e[:, 1:])
     return counts / counts.sum(-1, keepdim=True)  # mix.16
@@ -57,7 +57,8 @@ def relaxation_time(C: Tensor) -> float:
 
     For a reversible chain and labels that are a function of the state it is at most that of the chain itself.
     """
-    if not torch.isfinite(C).all():
+    away = C - C.diag().diag()
+    if not torch.isfinite(C).all() or not away.sum(0).all() or not away.sum(1).all():
         return math.inf
     moduli = torch.linalg.eigvals(C).abs().sort(descending=True).values
     return float(1 / (1 - moduli[1])) if moduli[1] < 1 - 1e-12 else math.inf  # mix.16
@@ -66,11 +67,14 @@ def relaxation_time(C: Tensor) -> float:
 def total_variation(labels: Tensor, p: Tensor) -> Tensor:
     """TV_t = 1/2 sum_k |share of class k among the chains at draw t - p_k|, (draw,).
 
+    "None" counts as a class of its own, whose probability is what the others leave of 1.
+
     Args:
         p: the right law of the classes, (classes).
     """
     share = one_hot(labels, len(p)).mean(0)  # (draw, classes)
-    return 0.5 * (share - p).abs().sum(-1)  # mix.17
+    none = (share.sum(-1) - p.sum()).abs()
+    return 0.5 * ((share - p).abs().sum(-1) + none)  # mix.17
 
 
 def noise_floor(p: Tensor, chains: int) -> float:
