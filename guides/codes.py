@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+from torch.distributions import Distribution, constraints, register_kl
 from torch.nn.functional import softplus
 
 BITS = 20  # of a table: a million log-probabilities for each element of the batch
@@ -59,15 +59,20 @@ def table(law: Distribution) -> Tensor:
         return logits @ states(logits.shape[-1], like=logits).mT - softplus(logits).sum(-1, keepdim=True)
     if hasattr(law, "table"):
         return law.table()
-    codes = states(law.event_shape[0])
+    codes = states(law.event_shape[0], like=law.mean)
     return law.log_prob(codes.reshape(-1, *[1] * len(law.batch_shape), codes.shape[-1])).movedim(0, -1)
 
 
 class Codes(TorchDistribution):
-    """What laws on codes share: binary support, enumeration, the mean. A subclass has `log_prob` and `table`."""
+    """What laws on codes share: binary support, enumeration, the mean. A subclass has `log_prob`, `table`, `like`."""
 
     support = BINARY
     has_enumerate_support = True
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the dtype and on the device of the codes."""
+        raise NotImplementedError
 
     def table(self) -> Tensor:
         """The log-probability of every code, (*batch, 2^n)."""
@@ -82,7 +87,7 @@ class Codes(TorchDistribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Every code along a new first dimension, as Pyro's enumeration wants it."""
         n = self.event_shape[0]
-        codes = states(n).reshape(2**n, *[1] * len(self.batch_shape), n)
+        codes = states(n, like=self.like).reshape(2**n, *[1] * len(self.batch_shape), n)
         return codes.expand(2**n, *self.batch_shape, n) if expand else codes
 
 
@@ -101,6 +106,10 @@ class Tabular(Codes):
             raise ValueError(f"a table over codes has 2^n entries, not {logits.shape[-1]}")
         self.logits = logits.log_softmax(-1)
         super().__init__(logits.shape[:-1], Size([n]), validate_args=validate_args)
+
+    @property
+    def like(self) -> Tensor:
+        return self.logits
 
     def table(self) -> Tensor:
         return self.logits
@@ -148,6 +157,10 @@ class AutoregressiveBits(Codes):
             self._validate_sample(value)
         logits = self.logits + value @ self.lower.mT
         return (value * logits - softplus(logits)).sum(-1)
+
+    @property
+    def like(self) -> Tensor:
+        return self.logits
 
     def table(self) -> Tensor:
         return self.log_prob_of(states(self.event_shape[0], like=self.logits))
@@ -235,8 +248,3 @@ class Binary(Messenger):
 def _kl_tabular(p: Tabular, q: Tabular) -> Tensor:
     mass = p.logits.exp()
     return (mass * (p.logits - q.logits).masked_fill(mass == 0, 0.0)).sum(-1)  # empty codes count nothing
-
-
-def kl(p: Distribution, q: Distribution) -> Tensor:
-    """KL(p || q) of two laws on codes by their tables, nats, shape of the batch."""
-    return kl_divergence(Tabular(table(p)), Tabular(table(q)))

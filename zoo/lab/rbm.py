@@ -225,6 +225,10 @@ class RBMLaw(Codes):
         self.rbm = rbm
         super().__init__(batch_shape, Size([rbm.visible]), validate_args=validate_args)
 
+    @property
+    def like(self) -> Tensor:
+        return self.rbm.b
+
     def log_prob(self, value: Tensor) -> Tensor:
         log_p = self.rbm.log_prob(value)
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
