@@ -187,6 +187,16 @@ def test_resume_names_the_phase_and_the_epoch_within_it() -> None:
     ]  # fmt: skip
 
 
+def test_an_own_family_serves_local_sites(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("import guides\nclass Twin(guides.Vanilla): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    few = ("--splits", "1", "--json", "--jobs", "1", *QUICK)
+    code, out, _ = zoo("compare", "layerwise", "--guides", "mine:Twin,Vanilla", *few)
+    mine, ours = json.loads(out)["results"]
+    assert code == 0 and mine["parameters"] == ours["parameters"] == 404
+    assert mine["loglik"]["mean"] == pytest.approx(ours["loglik"]["mean"], abs=0.5)
+
+
 def test_predict_writes_the_log_likelihood_of_each_row(zoo: Run, tmp_path: Path) -> None:
     bits = torch.bernoulli(torch.full((60, 3), 0.3)).int()
     pd.DataFrame(bits.numpy(), columns=["a", "b", "c"]).to_csv(tmp_path / "my.csv", index=False)
@@ -235,6 +245,11 @@ def test_relaxed_draws_have_no_bound(zoo: Run) -> None:
         (("--criterion", "X"), "no criterion 'X'; there are: Reconstruction, Criterion"),
         (("--top-criterion", "X"), "no top_criterion 'X'; there are: Top, TopCD, TopPCD"),
         (("--guide", "MeanField"), "MeanField is a family for weights, and all latent sites of this model are local"),
+        (("--hidden", "none", "--guide", "Rich"), "this model has no latent sites, so there is no guide to choose"),
+        (("--hidden", "none", "--guide", "AutoNormal"), "this model has no latent sites"),
+        (("--guide", "zoo.layerwise:TiedRBM"), "is a guide, not a family; the paper knows it as TiedRBM"),
+        (("--guide", "guides:PerDatum"), "guides:PerDatum cannot be called as a family, (prior, context) -> module:"),
+        (("--guide", "zoo.layerwise:guide"), "zoo.layerwise:guide cannot be called as a family"),
         (("--guide", "Ritch"), "did you mean 'Rich'? these fit: Vanilla, Rich, Autoregressive"),
         (("--guide", "Rich", "--criterion", "CD"), "CD trains RBMs: it needs the guide TiedRBM"),
         (("--data", "diabetes", "--pixels", "bernoulli"), "x of diabetes lies outside [0, 1]: choose pixels=gaussian"),

@@ -15,9 +15,11 @@ from worlds import brute, built, data, shaken
 
 import guides
 from guides.codes import index, states, table
-from zoo import layerwise
+from zoo import lab, layerwise
 from zoo.lab import estimators, exact
 from zoo.lab.data import DataError
+from zoo.lab.estimators import LeaveOneOut
+from zoo.lab.training import Fit
 from zoo.layerwise import Criterion, Evidence, Model, Posterior, TablePrior, TiedRBM
 
 N, D = 7, 5
@@ -202,9 +204,11 @@ def test_the_phases_train_each_layer_and_then_the_top(hidden: tuple[int, ...], t
     for k, phase in enumerate(found[: len(hidden)], 1):
         assert type(phase.bound) is (layerwise.CD if tied else layerwise.Reconstruction) and phase.bound.layer == k
         assert {id(p) for p in model.decoders[k - 1].parameters()} <= sets[k - 1]
-    tuned = layerwise.phases(model, guide, fine_tune=True)
-    assert [phase.name for phase in tuned][len(found) :] == (["fine-tuning"] if hidden else [])
-    assert not hidden or (type(tuned[-1].bound) is Evidence and tuned[-1].parameters is None)
+    tuned = layerwise.phases(model, guide, fine_tune=True)[len(found) :]
+    assert [phase.name for phase in tuned] == (["fine-tuning", "guide"] if hidden else [])
+    if hidden:
+        assert type(tuned[0].bound) is Evidence and tuned[0].parameters is None
+        assert {id(p) for p in tuned[1].parameters or ()} == {id(p) for p in guide.parameters()}
 
 
 @pytest.mark.parametrize(("hidden", "top"), [kind for kind in KINDS if kind[0]], ids=str)
@@ -218,6 +222,23 @@ def test_the_bound_of_a_phase_moves_its_own_parameters(hidden: tuple[int, ...], 
         found = torch.autograd.grad(loss, list(everything.values()), allow_unused=True)
         moved = {key for key, g in zip(everything, found, strict=True) if g is not None and bool(g.any())}
         assert moved == {id(p) for p in phase.parameters}, phase.name
+
+
+def test_the_guide_follows_what_fine_tuning_moved() -> None:
+    """The exact evidence gives q no gradient: the gap to it shrinks in the last phase, which leaves the model alone."""
+    model, x = built(scale=1.0), data()
+    guide: Any = shaken(layerwise.guide(model, {"x": x}))
+    follow = layerwise.phases(model, guide, fine_tune=True)[-1:]
+    before = [p.detach().clone() for p in model.parameters()]
+    stale = Fit(model, guide, LeaveOneOut(), [{"x": x}], N=7).elbo(particles=200)[0]
+    fit = lab.fit(model, guide, [{"x": x}], layerwise.bound(guide), epochs=400, lr=0.03, phases=follow)
+    value, error = fit.elbo(particles=200)
+    evidence = float(model.loglik(x).sum())  # type: ignore[union-attr]
+    assert stale + 1 < value < evidence + 4 * error
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert len(layerwise.phases(model, layerwise.Posterior(model, {"x": x}), fine_tune=True)) == 3, (
+        "it has no parameters"
+    )
 
 
 def test_fine_tuning_beyond_enumeration_is_by_importance_weights() -> None:

@@ -58,9 +58,12 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any], *, also: 
         also: names that the paper knows besides, for the list.
 
     Raises:
-        ExperimentError: unknown name, with the nearest one and the list of those that fit this model.
+        ExperimentError: a model without latent sites; unknown name, with the nearest one and the list of those that fit
+            this model; what is no family.
     """
     start: Mapping[str, Any] = getattr(model, "start", dict)()
+    if not sites_here(model, batch):
+        raise ExperimentError("this model has no latent sites, so there is no guide to choose: zoo fit without --guide")
     if name.startswith("Auto") and hasattr(autoguide, name):
         return _automatic(name, model, batch, start)
     family, here = _family(name), sites_here(model, batch)
@@ -72,13 +75,37 @@ def build_guide(name: str, model: nn.Module, batch: Mapping[str, Any], *, also: 
         kind, there = ("weights", "local") if family in WEIGHTS else ("local sites", "global")
         fit = ", ".join([*_fitting(model, batch), *also]) or "none"
         raise ExperimentError(
-            f"{name} is a family for {kind}, and all latent sites of this model are {there}, if it has any; "
-            f"these fit: {fit}"
+            f"{name} is a family for {kind}, and all latent sites of this model are {there}; these fit: {fit}"
         )
     given = getattr(model, "given", None)
+    if ":" in name and family not in (*WEIGHTS, *LATENTS):
+        return _own(name, family, model, batch, start=start, given=given, also=also)
     if family in LATENTS:
         return guides.Guide(model, batch, weights=guides.MeanField, latents=family, start=start, given=given)
     return guides.Guide(model, batch, weights=family, latents=guides.NormalEncoder, start=start, given=given)
+
+
+def _own(
+    name: str,
+    family: Callable[..., nn.Module],
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    also: Iterable[str],
+    **options: Any,
+) -> nn.Module:
+    """A user's own family for the weights, or for the local sites of a model that has no others."""
+    if name.partition(":")[2] in also:
+        raise ExperimentError(f"{name} is a guide, not a family; the paper knows it as {name.partition(':')[2]}")
+    local = sites_here(model, batch) == {"local"}
+    families: dict[str, Any] = {"latents": family} if local else {"weights": family, "latents": guides.NormalEncoder}
+    try:
+        return guides.Guide(model, batch, **families, **options)
+    except (TypeError, AttributeError) as error:
+        raise ExperimentError(
+            f"{name} cannot be called as a family, (prior, context) -> module: {error}; a guide that needs more is "
+            "built in Python"
+        ) from error
 
 
 def _serves(family: Any, here: set[str]) -> bool:
