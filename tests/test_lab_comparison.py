@@ -1,6 +1,9 @@
 """Comparisons: what is scored, what is called a bound, and what is refused."""
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +18,7 @@ from guides import Guide, data_plate
 from zoo import lab, matrix_gaussian
 from zoo.lab.comparison import is_bound
 from zoo.lab.experiments import ExperimentError, build_guide
+from zoo.lab.options import check_options
 from zoo.lab.predictive import condition, draw
 
 
@@ -154,3 +158,27 @@ def test_log_q_is_always_there() -> None:
     fit = lab.fit(model, guide, train.batches(200, seed=0), matrix_gaussian.bound(guide), epochs=1)
     assert {"lp", "log_q"} <= set(lab.to_arviz(fit, test, draws=5).sample_stats)
     assert draw(model, guide, test.all(), 5).local is None
+
+
+class Annotated(nn.Module):
+    def __init__(
+        self, wide: bool = False, rate: float | None = None, widths: Sequence[int] = (), other: Any = 0
+    ) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"wide": 1}, "option wide takes true or false, not 1"),
+        ({"rate": True}, "option rate takes a finite number or null, not True"),
+        ({"rate": math.inf}, "option rate takes a finite number or null, not inf"),
+        ({"widths": [1, 2.5]}, r"option widths takes a list of whole numbers, \[50, 50\], not \[1, 2.5\]"),
+    ],
+)
+def test_options_of_any_model_are_held_against_its_annotations(options: dict[str, Any], text: str) -> None:
+    paper = SimpleNamespace(__name__="mine:Annotated", Model=Annotated)
+    with pytest.raises(ExperimentError, match=f"^{text}$"):
+        check_options(paper, options)
+    check_options(paper, {"wide": True, "rate": 1, "widths": [], "other": object()})
+    check_options(paper, {"rate": None})

@@ -62,7 +62,7 @@ def paper_options(context: typer.Context, paper_name: str, *, axes: bool = False
         ValueError: neither the command nor the paper has such an option.
     """
     from zoo import paper
-    from zoo.lab.experiments import known_options
+    from zoo.lab.options import known_options
 
     pairs, rest = [], list(context.args)
     own = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
@@ -90,7 +90,7 @@ def _singular(key: str, known: list[str] | None) -> str | None:
 def split_axes(pairs: list[str], paper_name: str) -> tuple[list[str], dict[str, list[Any]]]:
     """Options with one value, and those in the plural with the values that are compared, {option: values}."""
     from zoo import paper
-    from zoo.lab.experiments import known_options
+    from zoo.lab.options import known_options
 
     known, single, axes = known_options(paper(paper_name)), [], {}
     for pair in pairs:

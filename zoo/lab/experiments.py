@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from joblib import Parallel, delayed
@@ -20,6 +18,7 @@ from zoo.lab.checkpoints import Checkpoints
 from zoo.lab.comparison import Comparison, compare
 from zoo.lab.data import SPLITS, Split, Table, load, rounds
 from zoo.lab.guide_names import ExperimentError, build_guide, known_guides
+from zoo.lab.options import check_options, known_options, options_of
 from zoo.lab.training import Fit, Phase, fit, seed
 
 STEPS = 2000  # where no number of epochs is given
@@ -55,12 +54,6 @@ class Recipe:
         return self.epochs or math.ceil(STEPS / math.ceil(len(train) / self.batch))
 
 
-def known_options(paper: Any) -> list[str] | None:
-    """The options of a paper's model, of its training and of its measures, by name; None if its model takes any."""
-    parameters = [p for part in _parts(paper).values() for p in part]
-    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
-
-
 def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Module:
     """The paper's model for a table: `Model.for_data(train, **options)`, or `Model(**options)` where it has none.
 
@@ -75,7 +68,7 @@ def build_model(paper: Any, train: Table, options: Mapping[str, Any]) -> nn.Modu
         there = ", ".join(known or [])
         raise ExperimentError(f"{paper.__name__} has no model option {unknown[0]!r}; there are: {there}")
     check_options(paper, options)
-    others = {**_options(paper, "phases", options), **_options(paper, "measures", options)}
+    others = {**options_of(paper, "phases", options), **options_of(paper, "measures", options)}
     options = {key: value for key, value in options.items() if key not in others}
     try:
         return make(train, **options) if make else paper.Model(**options)
@@ -87,7 +80,7 @@ def build_phases(paper: Any, model: nn.Module, guide: nn.Module, options: Mappin
     """The phases of a training that is not one bound, where the paper has any; options of other parts are left out."""
     if not hasattr(paper, "phases"):
         return ()
-    return paper.phases(model, guide, **_options(paper, "phases", options))
+    return paper.phases(model, guide, **options_of(paper, "phases", options))
 
 
 def measure(paper: Any, fit: Fit, split: Split, options: Mapping[str, Any]) -> Any:
@@ -100,79 +93,9 @@ def measure(paper: Any, fit: Fit, split: Split, options: Mapping[str, Any]) -> A
     check_options(paper, options)
     moved = (None if part is None else part.to(fit.device, torch.get_default_dtype()) for part in split)
     try:
-        return paper.measures(fit, Split(*moved), **_options(paper, "measures", options))  # type: ignore[arg-type]
+        return paper.measures(fit, Split(*moved), **options_of(paper, "measures", options))  # type: ignore[arg-type]
     except TypeError as error:
         raise ExperimentError(f"{paper.__name__} cannot measure with {dict(options)}: {error}") from error
-
-
-def check_options(paper: Any, options: Mapping[str, Any]) -> None:
-    """Hold every value against the annotation of its option; annotations that say nothing accept everything.
-
-    Raises:
-        ExperimentError: a value of another type, with what the option takes.
-    """
-    for part, function in _functions(paper).items():
-        try:
-            hints = get_type_hints(function)
-        except (NameError, TypeError, AttributeError):  # names of a user's module that only a type checker imports
-            continue
-        for name, value in _options(paper, part, options).items():
-            kinds = _kinds(hints.get(name, Any))
-            if not any(kind is Any or KINDS[kind][1](value) for kind in kinds):
-                told = " or ".join(KINDS[kind][0] for kind in kinds)
-                raise ExperimentError(f"option {name} takes {told}, not {value!r}")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_float(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _are(values: Any, kind: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list | tuple) and all(map(kind, values))
-
-
-KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    bool: ("true or false", lambda value: isinstance(value, bool)),
-    int: ("a whole number", _is_int),
-    float: ("a finite number", _is_float),
-    str: ("a word", lambda value: isinstance(value, str)),
-    NoneType: ("null", lambda value: value is None),
-    Sequence[int]: ("a list of whole numbers, [50, 50]", lambda value: _are(value, _is_int)),
-    Sequence[float]: ("a list of numbers, [1, 0.5]", lambda value: _are(value, _is_float)),
-}
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The keys of `KINDS` that an annotation allows; `Any` where it allows others."""
-    members = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
-    return [member if member in KINDS else Any for member in members]
-
-
-def _functions(paper: Any) -> dict[str, Any]:
-    """What takes options: the model or its `for_data`, `phases`, `measures`."""
-    make = getattr(paper.Model, "for_data", paper.Model)
-    make = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
-    own = {name: getattr(paper, name) for name in ("phases", "measures") if hasattr(paper, name)}
-    return {"model": make, **own}
-
-
-def _parts(paper: Any) -> dict[str, list[inspect.Parameter]]:
-    """The optional parameters of the model, of the training and of the measures."""
-    make = getattr(paper.Model, "for_data", None)
-    parts = {"model": list(inspect.signature(make or paper.Model).parameters.values())[1 if make else 0 :]}
-    for name in ("phases", "measures"):
-        own = getattr(paper, name, None)
-        parts[name] = list(inspect.signature(own).parameters.values())[2:] if own else []
-    return parts
-
-
-def _options(paper: Any, part: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    names = {parameter.name for parameter in _parts(paper)[part]}
-    return {key: value for key, value in options.items() if key in names}
 
 
 def open_data(paper: Any, name: str, split: int, target: str | Sequence[str] | None = None) -> Split:
