@@ -400,7 +400,11 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
         for score in found
         if score.loglik_error is not None
     ]
-    densities = all(hasattr(fit.model, "loglik") for mine in runs.values() for fit in mine)
+    densities = all(
+        hasattr(fit.model, "loglik") or not getattr(fit.model, "density", True)
+        for mine in runs.values()
+        for fit in mine
+    )
     if any(not score.rmse and not score.error for score in found) and not densities:
         notes.append(
             "log-lik is an importance-weighted estimate over draws of the local latents, too low in expectation; "

@@ -9,7 +9,6 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
 from torch import Tensor
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -137,13 +136,19 @@ def visits(T: Sequence[int], seen: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def ranks(values: Mapping[str, Tensor], *, bins: int = 20) -> Figure:
-    """Rank plots, {name: (chain, draw)}: how often a chain's draws have each rank among all; flat if it mixes."""
+    """Rank plots, {name: (chain, draw)}: how often a chain's draws have each rank among all; flat if it mixes.
+
+    Ties, as in a pixel sum, are broken at random.
+    """
     figure, panels = _panels(len(values))
+    random = np.random.default_rng(0)
     for axes, (name, value) in zip(panels, values.items(), strict=False):
-        order = rankdata(value.cpu().numpy(), method="average").reshape(value.shape)
+        flat = value.cpu().numpy().reshape(-1)
+        order = np.empty(flat.size)
+        order[np.lexsort((random.random(flat.size), flat))] = np.arange(flat.size) + 0.5
         edges = np.linspace(0, order.size, bins + 1)
-        for chain in order:
-            heights = np.histogram(chain, edges)[0] / (len(chain) / bins)
+        for chain in np.split(order, len(value)):
+            heights = np.histogram(chain, edges)[0] / (chain.size / bins)
             axes.stairs(heights, edges / order.size, color=PALETTE[0], alpha=0.35)
         axes.axhline(1, color="black", linewidth=1)
         axes.set_title(name, fontsize="small")

@@ -76,9 +76,15 @@ def training_batches(fit: Fit) -> Iterator[Batch]:
 def refuse_other_law(fit: Fit, number: str) -> None:
     """A guide or family may say `joint_density = False`: what reaches the data is not drawn from the law it charges.
 
+    A model may say `density = False`: it scores its data given themselves.
+
     Raises:
         DiagnosisError: it does, so there is no such number.
     """
+    if not getattr(fit.model, "density", True):
+        raise DiagnosisError(
+            f"no {number}: {type(fit.model).__name__} predicts data from themselves and has no density"
+        )
     names = [type(module).__name__ for module in fit.guide.modules() if not getattr(module, "joint_density", True)]
     if names:  # the guide first, the family last
         raise DiagnosisError(
@@ -110,6 +116,8 @@ def _guided(fit: Fit, batch: Batch) -> dict[str, Any]:
     summed = [name for name, site in p.items() if name not in q and not site["is_observed"]]
     if summed:
         raise DiagnosisError(f"no k-hat: the guide does not draw {summed}, which the model sums out")
+    if not q:
+        raise DiagnosisError("no k-hat: the model has no latents, so there is no posterior to approximate")
     return q
 
 

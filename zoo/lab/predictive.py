@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Unit
 from torch import Tensor
 
 from guides import weight_space
@@ -115,7 +116,8 @@ def _draw(model: Any, guide: Any, batch: Mapping[str, Any], size: int, nesting: 
 
     p, q = paired_sites(repeated(model), repeated(guide), batch)
     latents = {name: _drop_slots(p[name], p[name]["value"], size, nesting) for name in p if name in q}
-    outputs = {name: _output(site, size, nesting) for name, site in p.items() if name not in q}
+    told = {name: site for name, site in p.items() if name not in q and not isinstance(site["fn"], Unit)}  # no factors
+    outputs = {name: _output(site, size, nesting) for name, site in told.items()}
     return Draws(latents, outputs, _log_prob(p, size), _log_prob(q, size), _local(p, q, size))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from guides.sites import latent_sites
 from zoo.lab import manifests
 from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.averaging import Average
@@ -173,7 +174,8 @@ def load(folder: str | Path, *, device: Any = None) -> Run:
 def finish(folder: Path, fit: Fit, found: Comparison, test: Table, *, draws: int = 1000) -> None:
     """Write losses, posterior (netCDF, for ArviZ), page and scores into a run folder; the scores last.
 
-    Of a density model, whose latents belong to the data, the posterior is that of the first `CODED` test data.
+    Of a density model, whose latents belong to the data, the posterior is that of the first `CODED` test data; a model
+    without latents has none.
 
     Raises:
         RunError: something cannot be written.
@@ -181,9 +183,10 @@ def finish(folder: Path, fit: Fit, found: Comparison, test: Table, *, draws: int
     steps = range(1, fit.steps + 1)
     with replacing(folder / "losses.csv") as partial:
         pd.DataFrame({"step": steps, "loss": fit.losses}).to_csv(partial, index=False)
-    with replacing(folder / "posterior.nc") as partial:
-        few = test.subset(range(min(len(test), CODED))) if hasattr(fit.model, "loglik") else test
-        to_arviz(fit, few.to(device=fit.device), draws=draws).to_netcdf(str(partial))
+    few = test.subset(range(min(len(test), CODED))) if hasattr(fit.model, "loglik") else test
+    if latent_sites(fit.model, fit.first_batch()):
+        with replacing(folder / "posterior.nc") as partial:
+            to_arviz(fit, few.to(device=fit.device), draws=draws).to_netcdf(str(partial))
     with replacing(folder / "report.html") as partial:
         page([found], partial, title=found.title)
     with replacing(folder / SCORES) as partial:
