@@ -34,6 +34,7 @@ from zoo.lab.estimators import (
     LeaveOneOut,
     ReweightedWake,
     Sleep,
+    WakeSleep,
     importance_bound,
     importance_score,
     wake_sleep,
@@ -734,6 +735,24 @@ def test_wake_sleep_reaches_the_evidence_that_exact_training_reaches() -> None:
         found[method] = float(model.log_evidence(x).mean().detach())
     assert found["exact"] < -math.log(14) + 1e-9, "no law of 14 patterns does better"
     assert found["wake-sleep"] == pytest.approx(found["exact"], abs=0.3)
+
+
+def test_one_loss_of_wake_and_sleep_has_both_gradients_and_the_value_of_the_first() -> None:
+    here = world()
+    x = {"x": here.x}
+    every = [*here.model.parameters(), *here.guide.parameters()]
+
+    def slopes(*losses: Any) -> tuple[Tensor, list[Tensor]]:
+        pyro.set_rng_seed(3)
+        found = [loss(here.model, here.guide)(**x) for loss in losses]
+        got = torch.autograd.grad(sum(found), every, allow_unused=True)
+        return found[-1], [torch.zeros_like(p) if g is None else g for g, p in zip(got, every, strict=True)]
+
+    value, both = slopes(Sleep(), ReweightedWake(3))
+    together, one = slopes(WakeSleep(3))
+    torch.testing.assert_close(together, value)
+    for a, b in zip(one, both, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_wake_sleep_is_its_two_losses_one_after_the_other() -> None:

@@ -76,8 +76,8 @@ from torch import Tensor, nn
 from guides import data_plate
 from guides.codes import states
 from zoo.lab import geometry, journeys, kernels, markov, scores
-from zoo.lab.data import DataError, Split, Table, load
-from zoo.lab.estimators import LeaveOneOut, ReweightedWake
+from zoo.lab.data import DataError, Split, Table, load, load_x
+from zoo.lab.estimators import LeaveOneOut, WakeSleep
 from zoo.lab.geometry import Levels
 from zoo.lab.journeys import Walk
 from zoo.lab.kernels import Step
@@ -113,6 +113,8 @@ class Model(Layered):
         super().__init__()
         if not widths or min(widths) < 1:
             raise DataError(f"a deep belief network has one layer or more of one unit or more, not {list(widths)}")
+        if particles < 1 or scale < 0:
+            raise DataError(f"particles takes 1 or more, and scale 0 or more; not {particles} and {scale}")
         self.in_features, self.widths, self.N = in_features, list(widths), N
         self.particles, self.scale = particles, scale
         self.hidden = self.widths[:-1]  # those with a site; h_L is summed out
@@ -135,6 +137,18 @@ class Model(Layered):
     def depth(self) -> int:
         """L."""
         return len(self.widths)
+
+    @torch.no_grad()
+    def loglik(self, x: Tensor, **ignored: Any) -> Tensor | None:
+        """The exact log-likelihood of each datum, nats, (n,); None where it cannot be enumerated.
+
+        Raises:
+            DataError: a value that is no bit.
+        """
+        for row, column in ((x != 0) & (x != 1)).nonzero()[:1].tolist():
+            where = f"in row {row + 1}, column {column + 1}"
+            raise DataError(f"x holds {float(x[row, column]):g} {where}: pixels of this model are 0 or 1")
+        return super().loglik(x)
 
     def decode(self, s: Tensor, noise: Noise | None = None) -> Tensor:
         """x from a code of level L - 1: drawn downwards with noise, means without. s: (n, n_{L-1}); returns (n, D)."""
@@ -171,7 +185,7 @@ class Model(Layered):
 def _widths(depth: int | None, width: int, hidden: Sequence[int] | None) -> list[int]:
     if hidden is not None and depth is not None and depth != len(hidden):
         raise DataError(f"depth {depth} and {len(hidden)} hidden widths: give one of them")
-    if not isinstance(depth or 1, int) or (depth or 1) < 1:
+    if depth is not None and (not isinstance(depth, int) or depth < 1):
         raise DataError(f"depth is a number of layers, 1 or more, not {depth!r}")
     return [width] * (2 if depth is None else depth) if hidden is None else list(hidden)
 
@@ -233,7 +247,7 @@ class Greedy(Trace_ELBO):
         codes: what is learned above the first level: "means" of the codes below, or "draws".
 
     Raises:
-        TrainingError: an unknown method or kind of codes, a guide that is none of this paper.
+        TrainingError: an unknown method or kind of codes, no sweeps, a guide that is none of this paper.
     """
 
     evidence_bound = LeaveOneOut()
@@ -244,12 +258,14 @@ class Greedy(Trace_ELBO):
             raise TrainingError(
                 f"criterion is {', '.join(METHODS)}, codes are means or draws; not {method!r}, {codes!r}"
             )
+        if k < 1:
+            raise TrainingError(f"k is a number of sweeps, 1 or more, not {k}")
         self.level, self.method, self.k, self.codes = level, method, k, codes
         self.likelihood = method == "ExactRBM"  # else no convergence is judged by its value
 
     def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
         if not isinstance(guide, Recognition):
-            raise TrainingError(f"a stack of RBMs is trained with the guide Recognition, not {type(guide).__name__}")
+            raise TrainingError(STRANGER.format(type(guide).__name__))
         guide.follow()
         v = batch["x"]
         for k in range(1, self.level):
@@ -259,12 +275,13 @@ class Greedy(Trace_ELBO):
         return (model.N or len(v)) * METHODS[self.method](machine, v, self.k)  # mix.2, mix.3
 
 
+STRANGER = "a stack of RBMs is trained with the guide Recognition, not {}"
 METHODS: dict[str, Any] = {
     "PCD": lambda machine, v, k: machine.pcd(v, k=k),
     "CD": lambda machine, v, k: machine.cd(v, k=k),
     "ExactRBM": lambda machine, v, k: -machine.log_prob(v).mean(),
 }
-FINE: dict[str, Any] = {"none": None, "elbo": LeaveOneOut, "wake-sleep": ReweightedWake}
+FINE: dict[str, Any] = {"none": None, "elbo": LeaveOneOut, "wake-sleep": WakeSleep}
 
 
 class Contractive(nn.Module):
@@ -293,6 +310,8 @@ class Contractive(nn.Module):
         super().__init__()
         if not widths or min(widths) < 1:
             raise DataError(f"an auto-encoder has one level or more of one unit or more, not {list(widths)}")
+        if min(contraction, noise, scale) < 0:
+            raise DataError(f"contraction, noise and scale take 0 or more; not {contraction}, {noise} and {scale}")
         self.in_features, self.widths, self.N = in_features, list(widths), N
         self.contraction, self.noise, self.scale = contraction, noise, scale
         sizes = [in_features, *widths]
@@ -411,11 +430,15 @@ def phases(
 
     Args:
         criterion: of the machines: PCD, CD or ExactRBM. k: sweeps of it. codes: "means" or "draws", see `Greedy`.
-        fine_tune: "none", "elbo" (mix.4, guide and model free of one another) or "wake-sleep" (its two wake phases).
+        fine_tune: "none", "elbo" (mix.4, guide and model free of one another) or "wake-sleep" (reweighted).
     """
     if isinstance(model, Contractive):
+        if (criterion, k, codes, fine_tune) != ("PCD", 1, "means", "none"):
+            raise DataError("criterion, k, codes and fine_tune are for DBNs: auto-encoders have a loss of their own")
         return [Phase(f"level {n}", Trace_ELBO(), list(level.parameters())) for n, level in enumerate(model.levels, 1)]
-    assert isinstance(model, Model) and isinstance(guide, Recognition)
+    assert isinstance(model, Model)
+    if not isinstance(guide, Recognition):
+        raise TrainingError(STRANGER.format(type(guide).__name__))
     if fine_tune not in FINE:
         raise DataError(f"fine_tune is {', '.join(FINE)}; not {fine_tune!r}")
     made = []
@@ -433,9 +456,15 @@ def phases(
 
 
 def data(name: str = "digits", *, split: int = 0, **options: Any) -> Split:
-    """A table of `zoo.lab.data.load` with grey values cut at 1/2, its labels kept, and a validation part."""
-    parts = load(name, split=split, **options)
-    train, valid, test = (None if part is None else _cut(part) for part in parts)
+    """A table of `zoo.lab.data` with grey values cut at 1/2, its labels, if any, kept, and a validation part."""
+    parts = load_x(name, split=split, **options)  # not standardised
+    try:
+        named = load(name, split=split, **options)
+    except DataError:  # a file of the user's own without a target
+        named = parts
+    train, valid, test = (
+        None if part is None or other is None else _cut(part, other) for part, other in zip(parts, named, strict=True)
+    )
     assert train is not None and test is not None
     if valid is None and len(train) >= 4 * VALID:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(split))
@@ -443,14 +472,16 @@ def data(name: str = "digits", *, split: int = 0, **options: Any) -> Split:
     return Split(train, valid, test)
 
 
-def _cut(part: Table) -> Table:
+def _cut(part: Table, named: Table) -> Table:
     x = part["x"]
     if bool((x < 0).any() or (x > 1).any()):
         raise DataError(
             f"x of {part.name} lies outside [0, 1]: chains here walk on bits; choose binary data or pictures"
         )
-    labels = {"y": part["y"]} if "y" in part.tensors and part.classes else {}
-    return replace(part, tensors={"x": (x > 0.5).to(torch.get_default_dtype()), **labels}, transform=None)
+    labels = {"y": named["y"]} if "y" in named.tensors and named.classes else {}
+    bits = (x > 0.5).to(torch.get_default_dtype())
+    transform = part.transform if torch.equal(bits, x.to(bits)) else None  # a cut is none of its steps
+    return replace(part, tensors={"x": bits, **labels}, classes=named.classes if labels else None, transform=transform)
 
 
 def walk(model: nn.Module, guide: nn.Module) -> Walk:

@@ -76,11 +76,13 @@ class Comparison:
 
     Attributes:
         what: that the rows differ in: guides, or options of the paper.
+        units: of the paper's own measures.
     """
 
     scores: list[Score]
     splits: int
     what: str = "guide"
+    units: str = ""
     paper: str = ""
     data: str = ""
     title: str = ""
@@ -190,7 +192,7 @@ class Comparison:
         more = self.measures
         if more is None:
             return self._rich()
-        table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table = RichTable(caption=self.units, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, head in enumerate(["measure", *more.columns]):
             table.add_column(head, justify="right" if i else "left", no_wrap=not i)
         for heading, row in more.iterrows():

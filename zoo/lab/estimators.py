@@ -278,6 +278,17 @@ class Sleep(Trace_ELBO):
         return -torch.as_tensor(total)  # lw.26
 
 
+class WakeSleep(ReweightedWake):
+    """Both wake phases and the sleep phase as one loss, for one optimiser; its value is that of the wake phases.
+
+    (`wake_sleep` makes the updates one after the other.)
+    """
+
+    def differentiable_loss(self, model: Any, guide: Any, **batch: Any) -> Tensor:
+        asleep = Sleep().differentiable_loss(model, guide, **batch)
+        return super().differentiable_loss(model, guide, **batch) + asleep - asleep.detach()
+
+
 def wake_sleep(
     model: nn.Module, guide: nn.Module, batches: Batches, *, epochs: int, lr: float = 1e-3, particles: int = 8
 ) -> Stage:

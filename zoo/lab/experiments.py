@@ -86,7 +86,8 @@ def build_phases(paper: Any, model: nn.Module, guide: nn.Module, options: Mappin
 def measure(paper: Any, fit: Fit, split: Split, options: Mapping[str, Any]) -> Any:
     """What the paper's `measures(fit, split)` finds, beside the scores that every paper has; None where it has none.
 
-    It has `row()`, {heading: number}; `sentences`; and `pictures()`, (alternative text, figure) pairs.
+    It has `row()`, {heading: number}, and `units` of it; `sentences`, and those of them that tell of `failures`; and
+    `pictures()`, (alternative text, figure) pairs.
     """
     if not hasattr(paper, "measures"):
         return None
@@ -339,8 +340,11 @@ def _measure_all(
             measured = measure(paper, trained, part, recipe.model)
             for heading, value in measured.row().items():
                 score.measured.setdefault(heading, []).append(value)
+            found.units = getattr(measured, "units", "")
             if index == 0:
-                found.about += [f"{score.guide}, first split: {line}" for line in measured.sentences]
+                alone = len(found.scores) == 1
+                told = measured.sentences if alone else measured.failures
+                found.about += [f"{score.guide}, first split: {line}" for line in told]
                 found.pictures += [(f"{score.guide}: {alt}", figure) for alt, figure in measured.pictures()]
 
 
