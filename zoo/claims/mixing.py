@@ -91,15 +91,18 @@ JUDGES = {
     "C3": Judge(judges.scores_better, "dbn", "cae"),
     "C4": Judge(
         partial(
-            judges.better_at_the_top, keys=["midpoint, classes", "midpoint, class", "midpoint, neighbours"], sign=1,
-            what="Parzen score of decoded midpoints, nats",
+            judges.better_at_the_top, sign=1,
+            what="Parzen score of decoded midpoints, and their fall from the decoded ends, nats",
+            keys=["midpoint, classes", "midpoint, class", "midpoint, neighbours"],
+            controls=["fall, classes", "fall, class", "fall, neighbours"],
         ),
         "levels",
     ),
     "C5": Judge(
         partial(
-            judges.better_at_the_top, keys=["noise area", "matched noise"], sign=1,
-            what="Parzen score under noise (mean over amounts; at equal change of the picture), nats",
+            judges.better_at_the_top, sign=1,
+            what="Parzen score under noise (mean over amounts; at equal change of the picture), and the fall from none, nats",
+            keys=["noise area", "matched noise"], controls=["noise fall", "matched fall"],
         ),
         "levels",
     ),

@@ -5,6 +5,7 @@ One seed is one model of each kind on one split, trained alike; levels have equa
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 from typing import Any
 
@@ -164,7 +165,11 @@ def representations(cell: Row) -> Row:
 
 
 def _between(cell: Row, parts: lab.Split, spaces: Levels, level: int) -> Row:
-    """Midpoints and curves of interpolation, nats; pairs are the same at every level, neighbours are each level's."""
+    """Midpoints of interpolation, and how far they lie below the ends as the same level decodes them, nats.
+
+    Decoded means are smoother than pictures, which the score rewards anywhere; the fall from the ends is free of that.
+    Pairs are the same at every level, neighbours are each level's.
+    """
     assert parts.valid is not None
     x, y = parts.train["x"], parts.train["y"]
     half = len(x) // 2
@@ -180,12 +185,13 @@ def _between(cell: Row, parts: lab.Split, spaces: Levels, level: int) -> Row:
     found: Row = {}
     for name, (a, b) in pairs.items():
         curve = geometry.score(geometry.interpolate(spaces, level, a, b, TIMES), centres, sd).mean(1)
-        found[f"midpoint, {name}"], found[f"lowest, {name}"] = float(curve[2]), float(curve.min())
+        ends_here = (curve[0] + curve[-1]) / 2
+        found |= {f"midpoint, {name}": float(curve[2]), f"fall, {name}": float(curve[2] - ends_here)}
     return found
 
 
 def _around(cell: Row, parts: lab.Split, spaces: Levels, level: int) -> Row:
-    """Area under the curve of the score against noise, and the score at noise of equal effect; nats."""
+    """Mean score over amounts of noise, and at noise of equal effect, and the falls of both from no noise; nats."""
     assert parts.valid is not None
     x = parts.train["x"]
     half = len(x) // 2
@@ -198,8 +204,13 @@ def _around(cell: Row, parts: lab.Split, spaces: Levels, level: int) -> Row:
 
     curve = torch.tensor([scored(s) for s in AMOUNTS])
     area = float(torch.trapezoid(curve, torch.tensor(AMOUNTS)) / max(AMOUNTS))
-    equal = geometry.matched(spaces, level, some, CHANGE, cell["seed"])
-    return {"noise area": area, "matched s": equal, "matched noise": scored(equal) if equal < 1000 else None}
+    s = geometry.matched(spaces, level, some, CHANGE, cell["seed"])
+    equal = scored(s) if s < 1000 else math.nan
+    clean = float(curve[0])
+    return {
+        "noise area": area, "noise fall": area - clean, "matched s": s, "matched noise": equal,
+        "matched fall": equal - clean,
+    }  # fmt: skip
 
 
 def _separated(parts: lab.Split, spaces: Levels, level: int) -> float:
