@@ -101,7 +101,7 @@ JUDGES = {
     "C5": Judge(
         partial(
             judges.better_at_the_top, sign=1,
-            what="Parzen score under noise (mean over amounts; at equal change of the picture), and the fall from none, nats",
+            what="Parzen score under noise (mean over amounts; at equal change of pictures), and its fall, nats",
             keys=["noise area", "matched noise"], controls=["noise fall", "matched fall"],
         ),
         "levels",

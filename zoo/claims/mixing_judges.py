@@ -78,14 +78,17 @@ def depth_rows(rows: Sequence[Row]) -> list[Row]:
         for prefix in ("", "shuffled "):
             keys = [key for key in SHOWN if any(row.get(prefix + key) is not None for row in here)]
             if keys:
-                values = {key: [row[prefix + key] for row in here if row.get(prefix + key) is not None] for key in keys}
-                summary = {key: _mean(some) for key, some in values.items()}
+                summary = {key: _mean([row.get(prefix + key) for row in here]) for key in keys}
                 found.append({"depth": depth, "control": prefix.strip(), "seeds": len(here), **summary})
     return found
 
 
-def _mean(values: Sequence[float]) -> list[float | None]:
-    mean, error = mean_and_error(list(values))
+def _mean(values: Sequence[float | None]) -> list[float | None]:
+    """Mean and half interval; none where a value is not finite, such as the R-hat of a stuck chain."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return [None, None]
+    mean, error = mean_and_error(known)
     return [mean, None if error is None else float(stats.t.ppf(0.975, len(values) - 1)) * error]
 
 

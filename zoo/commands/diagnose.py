@@ -36,12 +36,15 @@ def diagnose(
     from zoo import lab
     from zoo.lab import diagnosis, experiments
     from zoo.lab.manifests import precision
+    from zoo.lab.options import options_of
     from zoo.lab.pareto import finite
 
     check_device(device)
     run = lab.load(folder, device=device)
     split, paper = run.data(), zoo.paper(run.manifest.paper)
     own = key_values(paper_options(context, run.manifest.paper))
+    if other := set(own) - set(options_of(paper, "measures", own)):
+        raise ValueError(f"--{min(other)} is no option of what {run.manifest.paper} measures; a run keeps its model")
     lab.seed(seed)
     fit = replace(run.fit, batches=split.train.batches(run.recipe.batch, seed=seed))
     with precision(run.recipe.dtype):  # for models that build tensors of their own

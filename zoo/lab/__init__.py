@@ -8,6 +8,7 @@ from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedS
 from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
 from zoo.lab.diagnosis import diagnose
+from zoo.lab.journeys import Journey, judge
 from zoo.lab.predictions import Prediction, PredictionError
 from zoo.lab.replicas import fit_together
 from zoo.lab.runs import Run, load
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoints",
     "DataError",
     "Fit",
+    "Journey",
     "MeanFieldOrder",
     "NonFiniteLoss",
     "Phase",
@@ -39,6 +41,7 @@ __all__ = [
     "diagnose",
     "fit",
     "fit_together",
+    "judge",
     "load",
     "neutra",
     "nuts",

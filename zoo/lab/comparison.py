@@ -22,7 +22,7 @@ from zoo.lab import figures, khat, scores
 from zoo.lab.estimators import importance_score
 from zoo.lab.pareto import threshold
 from zoo.lab.pictures import pictures
-from zoo.lab.predictive import Draws, draw, has_classes, observed
+from zoo.lab.predictive import Draws, density, draw, has_classes, observed
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
 
@@ -402,11 +402,7 @@ def _notes(found: Sequence[Score], runs: Mapping[str, Sequence[Fit]], tests: Seq
         for score in found
         if score.loglik_error is not None
     ]
-    densities = all(
-        hasattr(fit.model, "loglik") or not getattr(fit.model, "density", True)
-        for mine in runs.values()
-        for fit in mine
-    )
+    densities = all(hasattr(fit.model, "loglik") or not density(fit.model) for mine in runs.values() for fit in mine)
     if any(not score.rmse and not score.error for score in found) and not densities:
         notes.append(
             "log-lik is an importance-weighted estimate over draws of the local latents, too low in expectation; "

@@ -157,6 +157,34 @@ def ranks(values: Mapping[str, Tensor], *, bins: int = 20) -> Figure:
     return _plain(figure)
 
 
+def autocorrelations(values: Mapping[str, Tensor], *, lags: int = 100) -> Figure:
+    """Autocorrelation of statistics against the lag, mean over chains; {name: (chain, draw)}."""
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, value), colour, line in zip(values.items(), cycle(PALETTE), cycle(LINES), strict=False):
+        chains = value.double().cpu().numpy()
+        centred = chains - chains.mean()  # of all chains: one that is stuck far from the others is no white noise
+        n = min(lags, chains.shape[1] // 2)
+        rho = [float((centred[:, : chains.shape[1] - k] * centred[:, k:]).mean()) for k in range(n)]
+        axes.plot(np.asarray(rho) / max(rho[0], 1e-300), color=colour, linestyle=line, label=name)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(xlabel="lag, draws", ylabel="autocorrelation", ylim=(-0.2, 1.02))
+    axes.legend(fontsize="small")
+    return _plain(figure)
+
+
+def transition_matrix(C: Tensor, names: Sequence[str]) -> Figure:
+    """Shares of steps from each class (rows) to each other, (classes, classes)."""
+    figure = Figure(figsize=(4.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(C.cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize="small")
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set(xlabel="class after a step", ylabel="class before")
+    figure.colorbar(image, ax=axes, label="share of steps", shrink=0.8)
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = -(-count // columns)

@@ -19,7 +19,7 @@ from zoo.lab.labels import Labeller, nearest
 from zoo.lab.markov import ceiling
 from zoo.lab.noise import Noise
 from zoo.lab.scores import Parzen
-from zoo.lab.tables import Split, Table
+from zoo.lab.tables import DataError, Split, Table
 
 PARZEN_SAMPLES = 10_000
 STRIP = 25  # draws in a strip
@@ -30,7 +30,8 @@ class Walk(NamedTuple):
     """A chain in the representation of a model.
 
     Attributes:
-        step: (s, noise) -> s. start: (x, noise) -> s. decode: (s, noise) -> x drawn. means: s -> E[x | s].
+        step: (s, noise) -> s. start: (x, noise) -> s. decode: (s, noise) -> x drawn.
+        means: s -> E[x | s]; where x lies two levels or more below s, the means of means.
         statistics: s -> {name: (chain,)}, what can be said of a state itself, such as its free energy.
     """
 
@@ -56,6 +57,16 @@ class Journey:
     mixing: Mixing
     parzen: Parzen
 
+    units = (
+        "classes in T: distinct classes in T draws; ESS per draw of a chain, and per second of all; relaxation in "
+        "draws; class error: total variation; nearest: units of x that differ; Parzen in nats per test datum"
+    )
+
+    @property
+    def failures(self) -> list[str]:
+        """The sentences without which the figures would mislead."""
+        return self.mixing.sentences[: bool(self.mixing.stuck)]
+
     def row(self) -> dict[str, float]:
         """The figures of a table: mixing, class law and fit together."""
         return {**self.mixing.row(), "Parzen": self.parzen.mean}
@@ -75,7 +86,7 @@ class Journey:
         return arviz_bridge.from_chains({**self.chains.draws, "label": label})
 
     def pictures(self) -> list[tuple[str, Figure]]:
-        """Strips of successive draws, visits against their ceiling, rank plots; each after its alternative text."""
+        """Strips, visits and their ceiling, rank plots, autocorrelations, class transitions; each after its text."""
         found = []
         x = self.chains["x"]
         strips = {f"chain {m + 1}": x[m, :STRIP] for m in range(min(8, len(x)))}
@@ -91,6 +102,9 @@ class Journey:
         )
         ranks = {name: value for name, value in self.chains.draws.items() if value.dim() == 2}
         found.append(("Rank plots of the statistics, one line for each chain.", figures.ranks(ranks)))
+        found.append(("Autocorrelation of the statistics, mean over chains.", figures.autocorrelations(ranks)))
+        matrix = figures.transition_matrix(self.mixing.transitions, self.mixing.classes)
+        found.append(("Class transition matrix: share of steps from each class to each other.", matrix))
         return found
 
 
@@ -99,9 +113,16 @@ def starts(train: Table, labels: Tensor, chains: int, *, classes: int, only: int
 
     Args:
         labels: class of every row. only: a class.
+
+    Raises:
+        DataError: no chains, or no datum of these classes.
     """
     x, order = train["x"], range(classes) if only is None else [only]
     members = [x[labels == k] for k in order if bool((labels == k).any())]
+    if chains < 1 or not members:
+        raise DataError(
+            f"chains start from data: one chain or more, not {chains}" if members else "no datum to start from"
+        )
     return torch.stack(
         [members[m % len(members)][m // len(members) % len(members[m % len(members)])] for m in range(chains)]
     )

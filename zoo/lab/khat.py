@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from guides import weight_space
 from guides.sites import DATA, paired_sites, rows
 from zoo.lab.pareto import DatumKHats, DiagnosisError, KHat, tail_index
-from zoo.lab.predictive import ROWS_AT_ONCE, condition, draw
+from zoo.lab.predictive import ROWS_AT_ONCE, condition, density, draw
 from zoo.lab.stages import Batch, at_epoch
 from zoo.lab.tables import row_pieces
 from zoo.lab.training import Fit
@@ -81,7 +81,7 @@ def refuse_other_law(fit: Fit, number: str) -> None:
     Raises:
         DiagnosisError: it does, so there is no such number.
     """
-    if not getattr(fit.model, "density", True):
+    if not density(fit.model):
         raise DiagnosisError(
             f"no {number}: {type(fit.model).__name__} predicts data from themselves and has no density"
         )

@@ -52,7 +52,7 @@ class Labeller:
             self.machine = make_pipeline(kernel, LogisticRegression(C=20.0, max_iter=300)).fit(x, y[:MOST].numpy())
         else:
             clusters = min(CLUSTERS, len(train["x"].unique(dim=0)))
-            self.machine = KMeans(clusters, n_init=3, random_state=seed).fit(x)
+            self.machine = KMeans(clusters, n_init=3, random_state=seed).fit(x.astype("float32"))
             self.names = [f"cluster {k}" for k in range(clusters)]
             counts = torch.bincount(self(train["x"]), minlength=clusters)
         self.law = counts.double() / counts.sum()

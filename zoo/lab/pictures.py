@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 
 from zoo.lab import figures
-from zoo.lab.predictive import Draws, has_classes, observed
+from zoo.lab.predictive import Draws, density, has_classes, observed
 from zoo.lab.tables import Table
 from zoo.lab.training import Fit
 
@@ -31,7 +31,7 @@ def pictures(
         alt = f"Learning curves: {about} in nats per datum against optimiser steps for {', '.join(losses)}."
         drawn_figures.append((alt, figures.learning_curves(losses)))
     if not first:  # density models, scored without draws
-        return drawn_figures + _dreams(runs, test)
+        return drawn_figures + _dreams({name: r for name, r in runs.items() if density(r[0].model)}, test)
     outs = {name: observed(drawn) for name, drawn in first.items()}
     out = next(iter(outs.values()))
     value = out.value
@@ -54,6 +54,8 @@ def pictures(
 
 def _dreams(runs: Mapping[str, Sequence[Fit]], test: Table) -> list[tuple[str, Figure]]:
     """Draws from each model beside test data, where these are square pictures."""
+    if not runs:
+        return []
     rows = {"test data": test["x"][:STRIP]}
     for name, mine in runs.items():
         fit = mine[0]

@@ -56,6 +56,11 @@ class Draws:
     local: Tensor | None = None
 
 
+def density(model: Any) -> bool:
+    """Whether what a model scores is a density of its data; a pseudo-model says `density = False`."""
+    return bool(getattr(model, "density", True))
+
+
 def draw(model: Callable[..., Any], guide: Callable[..., Any], batch: Mapping[str, Any], draws: int) -> Draws:
     """Draw S times from the guide and run the model on each draw.
 
