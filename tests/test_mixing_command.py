@@ -61,6 +61,8 @@ def test_diagnose_writes_figures_and_chains_and_prints_the_table(zoo: Run, tmp_p
     assert code == 0 and list(found["measured"]) == MEASURES and found["bound"]["N"] > 1000
     again = json.loads(zoo("diagnose", "run", "--draws", "100", "--json")[1])["measured"]
     assert {**again, "ESS/s worst": 0} == {**found["measured"], "ESS/s worst": 0}, "chains are seeded; seconds are not"
+    code, _, err = zoo("diagnose", "run", "--depth", "3")
+    assert code == 2 and "--depth is no option of what mixing measures" in " ".join(err.split())
     fitted = json.loads((tmp_path / "run" / "scores.json").read_text())["results"][0]["measured"]
     assert found["measured"]["classes in 10"] == pytest.approx(fitted["classes in 10"]["mean"], abs=1e-6)
 
@@ -211,10 +213,10 @@ def test_auto_encoders_are_fitted_without_a_density(zoo: Run, tmp_path: Path) ->
         (("--criterion", "SGD"), "criterion is PCD, CD, ExactRBM, codes are means or draws; not 'SGD'"),
         (("--codes", "modes"), "codes are means or draws; not 'PCD', 'modes'"),
         (("--fine-tune", "adam"), "fine_tune is none, elbo, wake-sleep; not 'adam'"),
-        (("--chains", "1"), "chains are judged together, 2 or more of 4 draws or more"),
-        (("--chains", "0"), "one chain or more, not 0"),
-        (("--steps", "3"), "chains are judged together, 2 or more of 4 draws or more"),
-        (("--steps", "0"), "a walk takes one draw or more"),
+        (("--chains", "1"), "option chains takes 2 or more, not 1"),
+        (("--chains", "0"), "option chains takes 2 or more, not 0"),
+        (("--steps", "3"), "option steps takes 4 or more, not 3"),
+        (("--steps", "0"), "option steps takes 4 or more, not 0"),
         (("--data", "diabetes"), "x of diabetes lies outside [0, 1]: chains here walk on bits"),
         (("--guide", "Rihc"), "Rihc"),
         (("--guide", "Rich"), "a stack of RBMs is trained with the guide Recognition, not Guide"),

@@ -65,7 +65,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pyro import factor, sample
@@ -84,6 +84,7 @@ from zoo.lab.kernels import Step
 from zoo.lab.layers import Decoder, Layered
 from zoo.lab.ledger import Claim
 from zoo.lab.noise import Noise
+from zoo.lab.options import Least
 from zoo.lab.rbm import RBM, TiedMachine
 from zoo.lab.training import Fit, Phase, TrainingError
 
@@ -587,7 +588,9 @@ def same_target(model: Model) -> SameTarget:
     return SameTarget(law, prior, decode, markov.sweep(law.log()), posterior @ decode, A @ B)  # mix.10
 
 
-def measures(fit: Fit, split: Split, *, chains: int = 24, steps: int = 600) -> journeys.Journey:
+def measures(
+    fit: Fit, split: Split, *, chains: Annotated[int, Least(2)] = 24, steps: Annotated[int, Least(4)] = 600
+) -> journeys.Journey:
     """Chains from encoded data of different classes, judged: mixing, class law and Parzen score together.
 
     Args:

@@ -6,9 +6,15 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from zoo.lab.guide_names import ExperimentError
+
+
+class Least(NamedTuple):
+    """The smallest value of an option: `chains: Annotated[int, Least(2)] = 24`."""
+
+    value: float
 
 
 def known_options(paper: Any) -> list[str] | None:
@@ -21,18 +27,27 @@ def check_options(paper: Any, options: Mapping[str, Any]) -> None:
     """Hold every value against the annotation of its option; annotations that say nothing accept everything.
 
     Raises:
-        ExperimentError: a value of another type, with what the option takes.
+        ExperimentError: a value of another type, or below the `Least`, with what the option takes.
     """
     for part, function in _functions(paper).items():
         try:
-            hints = get_type_hints(function)
+            hints = get_type_hints(function, include_extras=True)
         except (NameError, TypeError, AttributeError):  # names of a user's module that only a type checker imports
             continue
         for name, value in options_of(paper, part, options).items():
-            kinds = _kinds(hints.get(name, Any))
+            hint, *extras = _unwrapped(hints.get(name, Any))
+            kinds = _kinds(hint)
             if not any(kind is Any or KINDS[kind][1](value) for kind in kinds):
                 told = " or ".join(KINDS[kind][0] for kind in kinds)
                 raise ExperimentError(f"option {name} takes {told}, not {value!r}")
+            for extra in extras:
+                if isinstance(extra, Least) and value < extra.value:
+                    raise ExperimentError(f"option {name} takes {extra.value} or more, not {value!r}")
+
+
+def _unwrapped(hint: Any) -> tuple[Any, ...]:
+    """An annotation, and what `Annotated` adds to it."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint,)
 
 
 def _is_int(value: Any) -> bool:
