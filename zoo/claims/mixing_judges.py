@@ -42,6 +42,8 @@ def _by_seed(rows: Sequence[Row], which: Mapping[str, Any], key: str) -> dict[in
 
 def told(found: Row) -> str:
     """A difference in words."""
+    if found["seeds"] < 2:
+        return f"{found['key']} known for {found['seeds']} seeds only"
     return f"{found['key']} {found['mean']:+.3f} ± {found['half']:.3f} ({found['up']} of {found['seeds']} seeds up)"
 
 
