@@ -52,7 +52,7 @@ from IPython.display import Image, display
 
 from guides.codes import states
 from zoo import lab, mixing
-from zoo.lab import convergence, figures, journeys, kernels, markov, visits
+from zoo.lab import chain_reports, convergence, figures, kernels, markov, visits
 from zoo.lab.labels import Labeller
 from zoo.lab.noise import Noise
 from zoo.lab.rbm import RBM
@@ -107,7 +107,7 @@ def trained(depth, seed=0):
 model, guide = trained(1)
 walk = mixing.walk(model, guide)
 labeller = Labeller(train)  # has seen real pictures only, and may answer "none"
-first = journeys.starts(train, train["y"], CHAINS, classes=10)  # one chain in each class, then again
+first = chain_reports.starts(train, train["y"], CHAINS, classes=10)  # one chain in each class, then again
 run = lab.walk(walk.step, first, draws=STEPS, watch={"x": walk.decode}, seed=0)
 labels = labeller(run["x"])
 
@@ -174,11 +174,9 @@ print(f"60 cases, none above the ceiling; the closest is {min(closest):.4f} clas
 # average.
 
 # %%
-journey = journeys.judge(walk, split, chains=CHAINS, steps=STEPS, labeller=labeller)
-display(
-    pd.DataFrame([vars(s) for s in [*journey.mixing.indicators, *journey.mixing.others]]).set_index("name").round(3)
-)
-print("\n".join(journey.mixing.sentences))
+report = chain_reports.judge(walk, split, chains=CHAINS, steps=STEPS, labeller=labeller)
+display(pd.DataFrame([vars(s) for s in [*report.mixing.indicators, *report.mixing.others]]).set_index("name").round(3))
+print("\n".join(report.mixing.sentences))
 
 # %% [markdown]
 # The chains began in different classes. They disagree for as long as they remember where they came from, and R-hat,
@@ -186,7 +184,7 @@ print("\n".join(journey.mixing.sentences))
 # every rank among all draws is equally likely.
 
 # %%
-show(figures.ranks({"pixel sum": journey.chains["pixel sum"], "free energy": journey.chains["free energy"]}))
+show(figures.ranks({"pixel sum": report.chains["pixel sum"], "free energy": report.chains["free energy"]}))
 
 # %% [markdown]
 # *Figure 3.* Rank plots, one line for each chain; flat is good.
@@ -270,7 +268,7 @@ for depth in (1, 2, 3):
     if depth not in models:
         models[depth] = trained(depth)
     deep, q = models[depth]
-    seen = journeys.judge(mixing.walk(deep, q), split, chains=CHAINS, steps=STEPS, labeller=labeller)
+    seen = chain_reports.judge(mixing.walk(deep, q), split, chains=CHAINS, steps=STEPS, labeller=labeller)
     table[f"depth {depth}"] = seen.row()
     if depth == 3:
         show(figures.square_strips({f"chain {m}": seen.chains["x"][m, :25] for m in range(6)}))
@@ -320,7 +318,7 @@ deep, q = models[2]
 with torch.no_grad():
     learned = deep.prior.W.clone()
     deep.prior.W.copy_(learned.flatten()[torch.randperm(learned.numel())].view_as(learned))
-broken = journeys.judge(mixing.walk(deep, q), split, chains=CHAINS, steps=STEPS, labeller=labeller)
+broken = chain_reports.judge(mixing.walk(deep, q), split, chains=CHAINS, steps=STEPS, labeller=labeller)
 with torch.no_grad():
     deep.prior.W.copy_(learned)
 display(pd.DataFrame({"depth 2": table["depth 2"], "shuffled": broken.row()}).round(3))
@@ -463,7 +461,7 @@ assert of_classes <= of_chain + 1e-6
 
 # %%
 M = 20 if SMALL else 200
-many = journeys.starts(train, train["y"], M, classes=10, only=0)
+many = chain_reports.starts(train, train["y"], M, classes=10, only=0)
 forget = {}
 for depth, (deep, q) in models.items():
     top = mixing.walk(deep, q)

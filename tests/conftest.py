@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
+from torch import Tensor
 
 from zoo import __main__ as command
+from zoo.lab.rbm import RBM
 
 torch.set_num_threads(1)  # the tensors are small: threads would only get in one another's way
 
@@ -39,3 +42,16 @@ def zoo(
         return int(stop.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def gibbs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Sweeps that lead to the state of all ones, whatever the start: what remains is the contrast."""
+    calls: dict[str, Any] = {}
+
+    def fixed(self: RBM, v: Tensor, sweeps: int = 1) -> Tensor:
+        calls.update(start=v.clone(), sweeps=sweeps)
+        return torch.ones_like(v)
+
+    monkeypatch.setattr(RBM, "gibbs", fixed)
+    return calls

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import stopped_and_resumed
 
 from zoo import lab, layerwise
 from zoo.lab import comparison, experiments, rbm, runs
-from zoo.lab.checkpoints import Checkpoints, Saved
+from zoo.lab.checkpoints import Saved
 from zoo.lab.experiments import Plan, Recipe
 
 Run = Callable[..., tuple[int, str, str]]
@@ -37,32 +38,12 @@ def test_a_run_of_several_phases_comes_back(guide: str | None, top: str, tmp_pat
     torch.testing.assert_close(run.fit.model.loglik(x), fit.model.loglik(x), rtol=0, atol=0)
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("guide", ["Rich", "TiedRBM"])
 @pytest.mark.parametrize("after", [1, 3, 4])
 def test_a_run_stopped_in_any_phase_ends_with_the_same_parameters(guide: str, after: int, tmp_path: Path) -> None:
     wanted = plan(guide)
-    cell, split = experiments.prepare(wanted)
-    whole = cell.fit()
-    cell, split = experiments.prepare(wanted)
-    keep = runs.begin(tmp_path / "run", wanted, cell, split)
-    keep.every = 0.0
-    offer = Checkpoints.offer
-
-    def stop(self: Checkpoints, parts: object, schedule: object, done: int) -> None:
-        offer(self, parts, schedule, done)  # type: ignore[arg-type]
-        if done == after:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "offer", stop)
-        with pytest.raises(Stopped):
-            cell.fit(keep=keep)
-    _, cell, _, keep = runs.resume(tmp_path / "run")
-    rest = cell.fit(keep=keep)
+    whole = experiments.prepare(wanted)[0].fit()
+    rest = stopped_and_resumed(wanted, tmp_path / "run", after)
     assert rest.losses == whole.losses and rest.ends == whole.ends
     for name, value in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], value), name

@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from torch import Tensor
 from worlds import assert_same, built, data, every_draw, gradients, law_of, pair, rows_of, shaken
 
 from guides.codes import Tabular, index, states, table
@@ -17,7 +16,6 @@ from zoo import layerwise
 from zoo.lab import exact
 from zoo.lab.data import Split
 from zoo.lab.estimators import EstimatorError
-from zoo.lab.rbm import RBM
 from zoo.lab.training import Fit, TrainingError
 from zoo.layerwise import Criterion, Reconstruction, TiedRBM, Top
 
@@ -83,19 +81,6 @@ def test_without_a_hidden_layer_the_top_learns_x(top: str) -> None:
     model, x = built((), top), data()
     loss = Top()(model, lambda **_: None)(x=x[:3])
     torch.testing.assert_close(loss, -N / 3 * table(model.prior())[index(x[:3])].sum(), rtol=0, atol=1e-11)
-
-
-@pytest.fixture
-def gibbs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Sweeps that lead to the state of all ones, whatever the start: what remains is the contrast."""
-    calls: dict[str, Any] = {}
-
-    def fixed(self: RBM, v: Tensor, sweeps: int = 1) -> Tensor:
-        calls.update(start=v.clone(), sweeps=sweeps)
-        return torch.ones_like(v)
-
-    monkeypatch.setattr(RBM, "gibbs", fixed)
-    return calls
 
 
 @pytest.mark.equation("lw.18", "lw.12")

@@ -310,19 +310,6 @@ def test_a_level_learns_alone() -> None:
         assert not gradients(loss, guide.R)[0].any()
 
 
-@pytest.fixture
-def gibbs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Sweeps that lead to the state of all ones, whatever the start: what remains is the contrast."""
-    calls: dict[str, Any] = {}
-
-    def fixed(self: RBM, v: Tensor, sweeps: int = 1) -> Tensor:
-        calls.update(start=v.clone(), sweeps=sweeps)
-        return torch.ones_like(v)
-
-    monkeypatch.setattr(RBM, "gibbs", fixed)
-    return calls
-
-
 @pytest.mark.equation("mix.2")
 @pytest.mark.parametrize("level", [1, 2, 3])
 @pytest.mark.parametrize("method", ["CD", "PCD"])

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from worlds import stop_runs, stopped_and_resumed
 
 from zoo import lab
-from zoo.lab import experiments, runs
-from zoo.lab.checkpoints import Checkpoints
+from zoo.lab import experiments
 from zoo.lab.experiments import Plan, Recipe
 
 Run = Callable[..., tuple[int, str, str]]
@@ -67,31 +67,12 @@ def test_diagnose_writes_figures_and_chains_and_prints_the_table(zoo: Run, tmp_p
     assert found["measured"]["classes in 10"] == pytest.approx(fitted["classes in 10"]["mean"], abs=1e-6)
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_stopped_in_any_phase_ends_with_the_same_parameters_and_particles(after: int, tmp_path: Path) -> None:
     recipe = Recipe(2, batch=300, draws=20, dtype="float64", model={"depth": 2, "width": 4, "fine_tune": "elbo"})
     wanted = Plan("mixing", "digits_4x4", recipe=recipe)
     whole = experiments.prepare(wanted)[0].fit()
-    cell, split = experiments.prepare(wanted)
-    keep = runs.begin(tmp_path / "run", wanted, cell, split)
-    keep.every = 0.0
-    offer = Checkpoints.offer
-
-    def stop(self: Checkpoints, parts: object, schedule: object, done: int) -> None:
-        offer(self, parts, schedule, done)  # type: ignore[arg-type]
-        if done == after:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "offer", stop)
-        with pytest.raises(Stopped):
-            cell.fit(keep=keep)
-    _, cell, _, keep = runs.resume(tmp_path / "run")
-    rest = cell.fit(keep=keep)
+    rest = stopped_and_resumed(wanted, tmp_path / "run", after)
     assert rest.losses == whole.losses and list(rest.ends) == ["level 1", "level 2", "fine-tuning"]
     for part in ("model", "guide"):
         theirs = getattr(rest, part).state_dict()
@@ -101,16 +82,8 @@ def test_a_run_stopped_in_any_phase_ends_with_the_same_parameters_and_particles(
 
 
 def test_a_stopped_run_is_resumed_from_the_command_line(zoo: Run, tmp_path: Path) -> None:
-    offer = Checkpoints.offer
-
-    def stop(self: Checkpoints, parts: object, schedule: object, done: int) -> None:
-        self.every = 0.0
-        offer(self, parts, schedule, done)  # type: ignore[arg-type]
-        if done == 1:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "offer", stop)
+        stop_runs(patch, after=1, by=KeyboardInterrupt)
         code, _, err = zoo("fit", "mixing", *SMALL, "--out", "run")
     assert code != 0 and "go on with: zoo fit --resume run" in err
     code, out, err = zoo("fit", "--resume", "run", "--json")

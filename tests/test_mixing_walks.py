@@ -346,10 +346,10 @@ def test_measures_walk_from_data_and_judge() -> None:
         guide = mixing.guide(model, split.train.peek())
         before = {name: value.clone() for name, value in model.state_dict().items()}
         fit = lab.Fit(model, guide, mixing.bound(guide), [split.train.all()])
-        journey = mixing.measures(fit, split, chains=5, steps=12)
-        assert journey.chains["x"].shape == (5, 12, 9) and journey.mixing.chains == 5 and journey.mixing.draws == 12
+        report = mixing.measures(fit, split, chains=5, steps=12)
+        assert report.chains["x"].shape == (5, 12, 9) and report.mixing.chains == 5 and report.mixing.draws == 12
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-        assert ("free energy" in journey.chains.draws) is (kind is mixing.Model)
+        assert ("free energy" in report.chains.draws) is (kind is mixing.Model)
 
 
 def test_a_table_of_bits_needs_no_labels_to_be_walked_on() -> None:
@@ -358,5 +358,5 @@ def test_a_table_of_bits_needs_no_labels_to_be_walked_on() -> None:
     model = mixing.Model.for_data(table, hidden=[3])
     guide = mixing.guide(model, table.peek())
     fit = lab.Fit(model, guide, mixing.bound(guide), [table.all()])
-    journey = mixing.measures(fit, lab.Split(table, None, table), chains=4, steps=12)
-    assert journey.mixing.classes[0] == "cluster 0" and journey.mixing.rejected == 0
+    report = mixing.measures(fit, lab.Split(table, None, table), chains=4, steps=12)
+    assert report.mixing.classes[0] == "cluster 0" and report.mixing.rejected == 0

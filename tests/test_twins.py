@@ -19,7 +19,7 @@ from worlds import data, rows_of
 from guides import Auto
 from zoo import lab
 from zoo.lab import chains, twins
-from zoo.lab.journeys import judge
+from zoo.lab.chain_reports import judge
 from zoo.lab.noise import Noise
 from zoo.lab.twins import VAE
 
@@ -220,6 +220,7 @@ def test_the_target_is_exact_however_badly_the_guide_fits(bad: Auto) -> None:
     found: Any = chains.neutra(gaussian, bad, BATCH, chains=2, draws=250, warmup=100, max_tree_depth=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in bad.state_dict().items())
+    assert all(parameter.requires_grad for parameter in bad.parameters()), "it can be trained further"
     for name, law in (("a", stats.norm(5, 3)), ("s", stats.lognorm(0.5))):
         value = found.posterior[name]
         u = law.cdf(value.values)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -12,8 +14,11 @@ from torch.nn.functional import softplus
 import guides
 from guides.codes import states, table
 from zoo import layerwise
-from zoo.lab import exact
+from zoo.lab import exact, experiments, runs
+from zoo.lab.checkpoints import Checkpoints
+from zoo.lab.experiments import Plan
 from zoo.lab.tables import Table
+from zoo.lab.training import Fit
 from zoo.layerwise import Model
 
 D, n = 8, 4
@@ -144,3 +149,32 @@ def law_of(guide: Any, batch: dict[str, Tensor]) -> Any:
 def every_draw(n: int, K: int, bits: int) -> Tensor:
     """All outcomes of K codes for each of n data, (outcomes, K, n) code numbers."""
     return torch.cartesian_prod(*[torch.arange(2**bits)] * (K * n)).unflatten(-1, (K, n))
+
+
+class Stopped(Exception):
+    """A training that was interrupted on purpose."""
+
+
+def stop_runs(patch: pytest.MonkeyPatch, after: int, by: type[BaseException] = Stopped) -> None:
+    """Every checkpoint is kept, and a run stops when `after` epochs are done."""
+    offer = Checkpoints.offer
+
+    def stop(self: Checkpoints, parts: object, schedule: object, done: int) -> None:
+        self.every = 0.0
+        offer(self, parts, schedule, done)  # type: ignore[arg-type]
+        if done == after:
+            raise by
+
+    patch.setattr(Checkpoints, "offer", stop)
+
+
+def stopped_and_resumed(wanted: Plan, folder: Path, after: int) -> Fit:
+    """A run that stopped after some epochs, and went on from its folder."""
+    cell, split = experiments.prepare(wanted)
+    keep = runs.begin(folder, wanted, cell, split)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_runs(patch, after)
+        with pytest.raises(Stopped):
+            cell.fit(keep=keep)
+    _, cell, _, keep = runs.resume(folder)
+    return cell.fit(keep=keep)

@@ -75,11 +75,11 @@ from torch import Tensor, nn
 
 from guides import data_plate
 from guides.codes import states
-from zoo.lab import geometry, journeys, kernels, markov, scores
+from zoo.lab import chain_reports, geometry, kernels, markov, scores
+from zoo.lab.chain_reports import Walk
 from zoo.lab.data import DataError, Split, Table, load, load_x
 from zoo.lab.estimators import LeaveOneOut, WakeSleep
 from zoo.lab.geometry import Levels
-from zoo.lab.journeys import Walk
 from zoo.lab.kernels import Step
 from zoo.lab.layers import Decoder, Layered
 from zoo.lab.ledger import Claim
@@ -590,13 +590,13 @@ def same_target(model: Model) -> SameTarget:
 
 def measures(
     fit: Fit, split: Split, *, chains: Annotated[int, Least(2)] = 24, steps: Annotated[int, Least(4)] = 600
-) -> journeys.Journey:
+) -> chain_reports.ChainReport:
     """Chains from encoded data of different classes, judged: mixing, class law and Parzen score together.
 
     Args:
         chains: how many. steps: draws of each.
     """
-    return journeys.judge(walk(fit.model, fit.guide), split, chains=chains, steps=steps)
+    return chain_reports.judge(walk(fit.model, fit.guide), split, chains=chains, steps=steps)
 
 
 def remarks(model: nn.Module) -> list[str]:

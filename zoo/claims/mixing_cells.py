@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import lab, mixing
-from zoo.lab import geometry, journeys, visits
+from zoo.lab import chain_reports, geometry, visits
 from zoo.lab.estimators import importance_score
 from zoo.lab.geometry import Levels
 from zoo.lab.labels import Labeller
@@ -74,11 +74,11 @@ def _judged(cell: Row, parts: lab.Split, labeller: Labeller, model: mixing.Model
     return {**found, **_log_likelihood(model, guide, parts.test["x"]), **forgetting(cell, parts, labeller, walk)}
 
 
-def _walked(cell: Row, parts: lab.Split, labeller: Labeller, walk: journeys.Walk) -> Row:
-    journey = journeys.judge(
+def _walked(cell: Row, parts: lab.Split, labeller: Labeller, walk: chain_reports.Walk) -> Row:
+    report = chain_reports.judge(
         walk, parts, chains=cell["chains"], steps=cell["steps"], seed=cell["seed"], labeller=labeller
     )
-    return {**journey.row(), "stuck": len(journey.mixing.stuck)}
+    return {**report.row(), "stuck": len(report.mixing.stuck)}
 
 
 @torch.no_grad()
@@ -91,13 +91,13 @@ def _log_likelihood(model: mixing.Model, guide: nn.Module, x: Tensor) -> Row:
     return {"loglik": value, "loglik error": (error**2 + found.error**2) ** 0.5}
 
 
-def forgetting(cell: Row, parts: lab.Split, labeller: Labeller, walk: journeys.Walk) -> Row:
+def forgetting(cell: Row, parts: lab.Split, labeller: Labeller, walk: chain_reports.Walk) -> Row:
     """Total variation to the chains' own class law after t steps from a one-class start, mean over classes.
 
     The law is that of all these chains over the second half of the walk.
     """
     runs = [
-        journeys.judge(
+        chain_reports.judge(
             walk, parts, chains=cell["chains"], steps=2 * max(FORGET), seed=cell["seed"] + 7 * k, labeller=labeller,
             only=k, warmup=0,
         ).labels
@@ -122,7 +122,7 @@ def chains_of_cae(cell: Row) -> Row:
         for noise in NOISES:
             model.noise = noise
             walk = mixing.walk(model, guide)
-            score = journeys.judge(
+            score = chain_reports.judge(
                 walk, valid, chains=cell["chains"], steps=cell["steps"] // 2, seed=cell["seed"], labeller=labeller
             ).parzen.mean
             if best is None or score > best[0]:

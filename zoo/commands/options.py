@@ -62,7 +62,7 @@ def paper_options(context: typer.Context, paper_name: str, *, axes: bool = False
         ValueError: neither the command nor the paper has such an option.
     """
     from zoo import paper
-    from zoo.lab.options import known_options
+    from zoo.lab.options import known_options, varying_options
 
     pairs, rest = [], list(context.args)
     own = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
@@ -71,7 +71,7 @@ def paper_options(context: typer.Context, paper_name: str, *, axes: bool = False
         if not name.startswith("--"):
             raise ValueError(f"unexpected argument {name!r}")
         key, known = name.removeprefix("--").replace("-", "_"), known_options(paper(paper_name))
-        if known is not None and key not in known and not (axes and _singular(key, known)):
+        if known is not None and key not in known and not (axes and _singular(key, varying_options(paper(paper_name)))):
             near = difflib.get_close_matches(key.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)], 1)
             hint = f"did you mean --{near[0]}? " if near else ""
             raise ValueError(f"no such option {name}; {hint}{paper_name} has the options: {', '.join(known)}")
@@ -81,18 +81,18 @@ def paper_options(context: typer.Context, paper_name: str, *, axes: bool = False
     return pairs
 
 
-def _singular(key: str, known: list[str] | None) -> str | None:
+def _singular(key: str, known: list[str]) -> str | None:
     """The option whose plural this is."""
     singular = key.removesuffix("s")
-    return singular if singular != key and singular in (known or []) and key not in (known or []) else None
+    return singular if singular != key and singular in known and key not in known else None
 
 
 def split_axes(pairs: list[str], paper_name: str) -> tuple[list[str], dict[str, list[Any]]]:
     """Options with one value, and those in the plural with the values that are compared, {option: values}."""
     from zoo import paper
-    from zoo.lab.options import known_options
+    from zoo.lab.options import varying_options
 
-    known, single, axes = known_options(paper(paper_name)), [], {}
+    known, single, axes = varying_options(paper(paper_name)), [], {}
     for pair in pairs:
         key, _, values = pair.partition("=")
         option = _singular(key, known)

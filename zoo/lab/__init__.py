@@ -2,13 +2,13 @@
 
 from zoo.lab.arviz_bridge import to_arviz
 from zoo.lab.averaging import Average
+from zoo.lab.chain_reports import ChainReport, judge
 from zoo.lab.chains import Chains, neutra, nuts, walk
 from zoo.lab.checkpoints import Checkpoints, RunError
 from zoo.lab.checks import MeanFieldOrder, PlateScale, TrainingError, UnmatchedSites, UnregisteredKL, check
 from zoo.lab.comparison import compare
 from zoo.lab.data import DataError, Split, Table
 from zoo.lab.diagnosis import diagnose
-from zoo.lab.journeys import Journey, judge
 from zoo.lab.predictions import Prediction, PredictionError
 from zoo.lab.replicas import fit_together
 from zoo.lab.runs import Run, load
@@ -17,11 +17,11 @@ from zoo.lab.training import Fit, Phase, fit, seed
 
 __all__ = [
     "Average",
+    "ChainReport",
     "Chains",
     "Checkpoints",
     "DataError",
     "Fit",
-    "Journey",
     "MeanFieldOrder",
     "NonFiniteLoss",
     "Phase",

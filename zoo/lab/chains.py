@@ -178,9 +178,10 @@ def neutra(
 
     Reference: Hoffman et al. (2019); `pyro.infer.reparam.NeuTraReparam`.
     """
+    auto = deepcopy(guide.auto).requires_grad_(False)  # the guide itself can be trained further
     with pyro.settings.context(module_local_params=True):
         try:
-            transport = NeuTraReparam(guide.auto.requires_grad_(False))
+            transport = NeuTraReparam(auto)
         except TypeError as error:
             raise ValueError(
                 f"neural transport needs a guide with a transform, such as AutoIAFNormal ({error})"

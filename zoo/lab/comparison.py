@@ -166,9 +166,8 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """The table as text, one row for each guide."""
         columns = self.columns()
-        return pd.DataFrame([{head: cell(s) for head, cell in columns.items()} for s in self.scores]).set_index(
-            self.what
-        )
+        rows = [{head: cell(s) for head, cell in columns.items()} for s in self.scores]
+        return pd.DataFrame(rows).set_index(self.what)
 
     @property
     def measures(self) -> pd.DataFrame | None:
@@ -266,7 +265,7 @@ def compare(
         score = Score(name, mine[0].parameters, model_parameters=_learned(mine[0]))
         for split, (fit, table) in enumerate(zip(mine, tests, strict=True)):
             batch = table.to(device=fit.device).all()
-            if not getattr(fit.model, "density", True):
+            if not density(fit.model):
                 score.variant = NO_DENSITY
             elif hasattr(fit.model, "loglik"):
                 score.variant = _score_likelihood(score, fit, batch, draws)
@@ -307,7 +306,7 @@ def is_bound(fit: Fit) -> bool:
 
 def why_no_bound(fit: Fit) -> str | None:
     """Why the fit's loss is no evidence bound; None if it is one."""
-    if not getattr(fit.model, "density", True):
+    if not density(fit.model):
         return "the model has no density"
     if not getattr(fit.guide, "joint_density", True):
         return "draws follow another law than the one that is charged"

@@ -23,6 +23,11 @@ def known_options(paper: Any) -> list[str] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
 
 
+def varying_options(paper: Any) -> list[str]:
+    """Those whose values a comparison may vary: of the model and of its training, not of what is measured alike."""
+    return [p.name for part, parameters in _parts(paper).items() if part != "measures" for p in parameters]
+
+
 def check_options(paper: Any, options: Mapping[str, Any]) -> None:
     """Hold every value against the annotation of its option; annotations that say nothing accept everything.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from guides import Guide, NormalEncoder, data_plate
 from zoo.lab import kernels
-from zoo.lab.journeys import Walk
+from zoo.lab.chain_reports import Walk
 from zoo.lab.kernels import Step
 from zoo.lab.noise import Noise
 

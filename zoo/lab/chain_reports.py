@@ -43,7 +43,7 @@ class Walk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Journey:
+class ChainReport:
     """Chains, what was seen of them, and the verdict.
 
     Attributes:
@@ -138,7 +138,7 @@ def judge(
     labeller: Labeller | None = None,
     only: int | None = None,
     warmup: int | None = None,
-) -> Journey:
+) -> ChainReport:
     """Walk from data of different classes, and say how it went.
 
     Args:
@@ -175,7 +175,7 @@ def judge(
         nearest=nearest(x, train["x"]),
     )
     seen = Chains({"x": x, **others}, walked.state, walked.noise, walked.asides, walked.steps, walked.seconds)
-    return Journey(seen, labels, verdict, _parzen(x, split))
+    return ChainReport(seen, labels, verdict, _parzen(x, split))
 
 
 def _principal(x: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from worlds import data, rows_of
 
 from guides.codes import states
 from zoo import lab, mixing
-from zoo.lab import journeys, kernels, labels, markov, scores, visits
+from zoo.lab import chain_reports, kernels, labels, markov, scores, visits
+from zoo.lab.chain_reports import Walk, judge
 from zoo.lab.data import DataError
-from zoo.lab.journeys import Walk, judge
 from zoo.lab.labels import Labeller
 from zoo.lab.noise import Noise
 
@@ -134,11 +134,11 @@ def test_the_nearest_datum_is_found_by_the_count_of_different_units() -> None:
 
 def test_chains_start_in_one_class_after_the_other() -> None:
     table = toy()
-    first = journeys.starts(table, table["y"], 8, classes=3)
+    first = chain_reports.starts(table, table["y"], 8, classes=3)
     members = [table["x"][table["y"] == k] for k in range(3)]
     for m in range(8):
         assert torch.equal(first[m], members[m % 3][m // 3])
-    alone = journeys.starts(table, table["y"], 50, classes=3, only=1)
+    alone = chain_reports.starts(table, table["y"], 50, classes=3, only=1)
     assert torch.equal(alone[:40], members[1]) and torch.equal(alone[40:], members[1][:10]), "from the first again"
 
 
@@ -146,12 +146,12 @@ def test_a_class_without_data_is_passed_over_and_alone_is_refused() -> None:
     table = toy()
     labelled = table["y"].clone()
     labelled[labelled == 1] = visits.NONE
-    first = journeys.starts(table, labelled, 4, classes=3)
+    first = chain_reports.starts(table, labelled, 4, classes=3)
     assert torch.equal(first[1], table["x"][2]) and torch.equal(first[2], table["x"][3])
     with pytest.raises(DataError, match="no datum to start from"):
-        journeys.starts(table, labelled, 4, classes=3, only=1)
+        chain_reports.starts(table, labelled, 4, classes=3, only=1)
     with pytest.raises(DataError, match="one chain or more, not 0"):
-        journeys.starts(table, labelled, 0, classes=3)
+        chain_reports.starts(table, labelled, 0, classes=3)
 
 
 # Chains judged.
@@ -247,7 +247,7 @@ def test_the_parzen_score_is_under_the_draws_with_the_window_of_other_data() -> 
 
 
 def test_draws_are_thinned_evenly_for_parzen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journeys, "PARZEN_SAMPLES", 30)
+    monkeypatch.setattr(chain_reports, "PARZEN_SAMPLES", 30)
     parts = cut(toy())
     found = judge(independent(torch.full((8,), 0.5)), parts, chains=4, steps=30)
     rows = found.chains["x"].reshape(-1, 8)[::4]
@@ -337,7 +337,7 @@ def test_chains_from_one_class_forget_it_as_the_exact_kernel_says() -> None:
     seen = judge(sampler, lab.Split(table, None, table), chains=M, steps=6, only=0, labeller=found, warmup=0)
     K, pi = markov.sweep(log_p), log_p.softmax(0)
     e = (named[:, None] == torch.arange(2)).double()
-    first = journeys.starts(table, table["y"], M, classes=2, only=0)
+    first = chain_reports.starts(table, table["y"], M, classes=2, only=0)
     where = (first @ 2.0 ** torch.arange(7, -1, -1)).long()
     begin = torch.bincount(where, minlength=256).double() / M
     exact = markov.total_variation(
