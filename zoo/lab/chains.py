@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.reparam import NeuTraReparam
-from torch import Tensor
+from torch import Tensor, nn
 
 from guides import Auto
 from zoo.lab.arviz_bridge import from_draws
@@ -178,10 +179,9 @@ def neutra(
 
     Reference: Hoffman et al. (2019); `pyro.infer.reparam.NeuTraReparam`.
     """
-    auto = deepcopy(guide.auto).requires_grad_(False)  # the guide itself can be trained further
-    with pyro.settings.context(module_local_params=True):
+    with pyro.settings.context(module_local_params=True), _frozen(guide):
         try:
-            transport = NeuTraReparam(auto)
+            transport = NeuTraReparam(guide.auto)
         except TypeError as error:
             raise ValueError(
                 f"neural transport needs a guide with a transform, such as AutoIAFNormal ({error})"
@@ -193,6 +193,19 @@ def neutra(
                 return transport.transform_sample(shared)
 
         return _nuts(transport.reparam(model), model, batch, back, chains, draws, warmup, seed, options)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients of its parameters meanwhile; a trained flow cannot be copied, since it caches tensors of a graph."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _nuts(
